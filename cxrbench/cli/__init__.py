@@ -1,0 +1,33 @@
+"""Floor 5: the command line. No logic, and nothing heavy is imported until a command needs it."""
+
+import sys
+
+import typer
+
+from cxrbench.cli import bench, board, data, tools
+from cxrbench.core.errors import CxrbenchError
+
+app = typer.Typer(
+    name="cxrbench",
+    help="A multi-task benchmark suite for chest X-ray deep learning.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (bench, board, tools, data):
+    module.register(app)
+
+
+def main() -> None:
+    """The `cxrbench` command: errors become one message and an exit code."""
+    try:
+        app()
+    except CxrbenchError as error:
+        print(f"cxrbench: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("cxrbench: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)

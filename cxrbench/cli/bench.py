@@ -1,0 +1,271 @@
+"""run, bench, plan and status."""
+
+import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from cxrbench.cli import common
+from cxrbench.cli.common import say
+from cxrbench.core.errors import SweepIncompleteError, UsageError
+from cxrbench.core.registry import Registry, normalise
+from cxrbench.core.spec import PRESETS, BenchSpec, DatasetEntry, Execution, MethodEntry, Preset
+from cxrbench.core.store import Store
+
+if TYPE_CHECKING:
+    from cxrbench.runner.bench import Mode, Result
+    from cxrbench.runner.plan import Plan
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(run)
+    app.command()(bench)
+    app.command()(plan)
+    app.command()(status)
+
+
+def _execution(
+    gpus: int | None,
+    devices: int | None,
+    accelerator: str | None,
+    slots: int,
+    workers: int | None,
+    wandb: str | None,
+    group: str,
+) -> Execution:
+    from cxrbench.runner.devices import choose
+
+    chosen = choose(gpus=gpus, devices=devices, accelerator=accelerator, slots=slots, workers=workers)
+    update = {"wandb": common.wandb_mode(wandb), "group": group}
+    return Execution.parse({**chosen.model_dump(), **update}, where="options")
+
+
+def run(
+    method: Annotated[str, typer.Option(help="What to train; see `cxrbench list methods`.")],
+    dataset: Annotated[str | None, typer.Option(help="[default: phantom]")] = None,
+    data: common.Data = None,
+    split: Annotated[str, typer.Option(help="[default: the data set's first]")] = "",
+    fold: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    preset: Annotated[
+        str | None, typer.Option(help="paper, tuned or quick. [default: paper; quick on the phantom]")
+    ] = None,
+    gpus: common.Gpus = None,
+    devices: common.Devices = None,
+    accelerator: common.Accelerator = None,
+    workers: common.Workers = None,
+    precision: Annotated[
+        str | None, typer.Option(help="32-true, 16-mixed or bf16-mixed. [default: as the machine can]")
+    ] = None,
+    settings: common.Settings = [],  # noqa: B006 - typer copies it
+    skip_unreadable: Annotated[
+        bool, typer.Option(help="Leave unreadable images out; the record says which.")
+    ] = False,
+    wandb: common.Wandb = None,
+    mode: Annotated[str, typer.Option(help="missing, force or collect.")] = "missing",
+    plugin: common.Plugin = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    as_json: common.Json = False,
+) -> None:
+    """Train one method on one fold, score it, and leave a record."""
+    if dataset is None:
+        dataset = "phantom"
+        preset = preset or "quick"
+        say(f"no --dataset: using the phantom (drawn films) with the {preset} preset")
+    chosen = common.parse_settings(settings)
+    if precision:
+        chosen["recipe"]["precision"] = precision
+    spec = BenchSpec.parse(
+        {
+            "name": f"run-{normalise(method)}",
+            "preset": preset or "paper",
+            "methods": [MethodEntry(name=method, params=chosen["params"])],
+            "datasets": [
+                DatasetEntry(name=dataset, split=split, folds=[fold], path=data, params=chosen["data"])
+            ],
+            "seeds": [seed],
+            "recipe": chosen["recipe"],
+            "skip_unreadable": skip_unreadable,
+        },
+        where="options",
+    )
+    execution = _execution(gpus, devices, accelerator, 1, workers, wandb, spec.name)
+    _run_spec(spec, common.registry_of(plugin), execution, mode, dry_run=dry_run, as_json=as_json)
+
+
+def bench(
+    spec_file: Annotated[Path, typer.Argument(metavar="SPEC.yaml")],
+    only: Annotated[list[str], typer.Option(help="Only these methods.")] = [],  # noqa: B006
+    data: Annotated[
+        list[str], typer.Option("--data", help="NAME=DIR: where a data set of the file lies.")
+    ] = [],  # noqa: B006
+    gpus: common.Gpus = None,
+    devices: common.Devices = None,
+    accelerator: common.Accelerator = None,
+    slots: common.Slots = 0,
+    workers: common.Workers = None,
+    wandb: common.Wandb = None,
+    mode: Annotated[str, typer.Option(help="missing, force or collect.")] = "missing",
+    plugin: common.Plugin = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    as_json: common.Json = False,
+) -> None:
+    """Run a benchmark file: every method on every fold, then the leaderboard."""
+    registry = common.registry_of(plugin)
+    spec = _spec(spec_file, registry, only, data)
+    execution = _execution(gpus, devices, accelerator, slots, workers, wandb, spec.name)
+    _run_spec(spec, registry, execution, mode, dry_run=dry_run, as_json=as_json)
+
+
+def _spec(path: Path, registry: Registry, only: list[str], data: list[str]) -> BenchSpec:
+    from cxrbench.runner.bench import narrow, read_spec
+
+    spec = narrow(read_spec(path), registry, only)
+    folders = {}
+    for word in data:
+        name, sign, folder = word.partition("=")
+        if not sign or normalise(name) not in {normalise(e.name) for e in spec.datasets}:
+            raise UsageError(f"--data {word}: expected NAME=DIR with a data set of {path}")
+        folders[normalise(name)] = Path(folder)
+    entries = [
+        e.model_copy(update={"path": folders.get(normalise(e.name), e.path)}) for e in spec.datasets
+    ]
+    return spec.model_copy(update={"datasets": entries})
+
+
+def _run_spec(
+    spec: BenchSpec,
+    registry: Registry,
+    execution: Execution,
+    mode: str,
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    from cxrbench.runner.bench import plan_bench, run_bench
+
+    if mode not in ("missing", "force", "collect"):
+        raise UsageError(f"--mode {mode}: choose missing, force or collect")
+    store = Store.default()
+    made = plan_bench(spec, registry, store, execution.accelerator, common.hashing())
+    if dry_run:
+        _show_plan(made, store, as_json=as_json)
+        return
+    missing = made.missing(store)
+    fits = sum(stage.kind == "fit" for stage in missing.values())
+    say(f"{spec.name}: {len(made.runs)} runs, {len(missing)} stages to build ({fits} trainings)")
+    with common.live() as (show, tell):
+        chosen = cast("Mode", mode)
+        result = run_bench(made, registry, store, execution, chosen, show=show, tell=tell)
+    _report(result, store, as_json=as_json)
+
+
+def _report(result: "Result", store: Store, *, as_json: bool) -> None:
+    from cxrbench.cli.board import show_tables
+    from cxrbench.core.record import read_record
+    from cxrbench.runner.finish import find_records
+
+    paths = [path for run in result.plan.runs for path in find_records(store, run)]
+    records = [read_record(path) for path in paths]
+    if as_json:
+        print(json.dumps([r.model_dump(mode="json") for r in records], indent=1, ensure_ascii=False))
+    elif records:
+        show_tables(records, [], store.root / "leaderboard" / result.plan.name)
+    if result.records:
+        say(f"{len(result.records)} new records below {store.root / 'records'}")
+    outcome = result.outcome
+    if outcome.interrupted:
+        say("stopped; the same command goes on from here")
+        raise typer.Exit(130 if outcome.interrupted == signal.SIGINT else 75)
+    if outcome.failed:
+        for failure in outcome.failed.values():
+            say(f"FAILED {failure['stage']}: {failure['error']}\n  log: {failure['log']}")
+        codes = {int(failure.get("exit_code") or 1) for failure in outcome.failed.values()}
+        if len(result.plan.runs) == 1 and len(codes) == 1:
+            raise typer.Exit(max(1, codes.pop()))
+        count = len(result.plan.runs) - len({r.final for r in records})
+        raise SweepIncompleteError(f"{count} of {len(result.plan.runs)} runs are not finished")
+
+
+def plan(
+    spec_file: Annotated[Path, typer.Argument(metavar="SPEC.yaml")],
+    only: Annotated[list[str], typer.Option(help="Only these methods.")] = [],  # noqa: B006
+    data: Annotated[list[str], typer.Option("--data", help="NAME=DIR")] = [],  # noqa: B006
+    gpus: common.Gpus = None,
+    plugin: common.Plugin = [],  # noqa: B006
+    as_json: common.Json = False,
+) -> None:
+    """Show the runs and stages of a benchmark; exit code 1 when a run would leak."""
+    from cxrbench.runner.devices import auto_precision, choose
+    from cxrbench.runner.plan import make_plan
+
+    registry, store = common.registry_of(plugin), Store.default()
+    spec = _spec(spec_file, registry, only, data)
+    precision = auto_precision(choose(gpus=gpus).accelerator)
+    made = make_plan(spec, registry, store, precision=precision, progress=common.hashing())
+    _show_plan(made, store, as_json=as_json)
+    if made.leaks:
+        raise typer.Exit(1)
+
+
+def _show_plan(made: "Plan", store: Store, *, as_json: bool) -> None:
+    users: dict[str, int] = {}
+    for each in made.runs:
+        for digest in made.stages_of(each):
+            users[digest] = users.get(digest, 0) + 1
+    rows: list[dict[str, Any]] = [
+        {
+            "stage": stage.key,
+            "kind": stage.kind,
+            "dataset": stage.data.dataset,
+            "fold": stage.data.fold,
+            "runs": users[digest],
+            "state": "done" if store.has(stage.key) else "missing",
+        }
+        for digest, stage in made.graph.items()
+    ]
+    fits, alone = made.demand()
+    if as_json:
+        runs = [r.model_dump(mode="json") for r in made.runs]
+        value = {"runs": runs, "stages": rows, "trainings": fits, "trainings_unshared": alone,
+                 "leaks": made.leaks}  # fmt: skip
+        print(json.dumps(value, indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{made.name}: {len(made.runs)} runs, {len(rows)} stages")
+    for name in ("stage", "data set", "fold", "serves runs", "state"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        shared = str(row["runs"]) + (" (shared)" if row["runs"] > 1 else "")
+        table.add_row(row["stage"], row["dataset"], str(row["fold"]), shared, row["state"])
+    console = Console()
+    console.print(table)
+    console.print(f"trainings: {fits} (one by one it would be {alone})", highlight=False)
+    for leak in made.leaks:
+        console.print(f"LEAK {leak}", style="bold red", markup=False)
+
+
+def status(as_json: common.Json = False) -> None:
+    """What the store holds: records, unfinished and failed stages."""
+    from cxrbench.runner.status import read_status
+
+    store = Store.default()
+    found = read_status(store)
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    print(f"store: {found['store']}")
+    for name, counts in sorted(found["records"].items()):
+        print(f"  {name}: {counts} records")
+    print(f"  {found['artefacts']} artefacts built")
+    for item in found["unfinished"]:
+        print(f"  unfinished {item['stage']}: {item['progress']}")
+    for item in found["stale"]:
+        print(f"  stale {item}: its class has another text at the same version")
+    for item in found["failed"]:
+        print(f"  failed {item['stage']}: {item['error']}\n    log: {item['log']}")

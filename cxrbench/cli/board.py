@@ -1,0 +1,105 @@
+"""leaderboard and publish."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cxrbench.cli import common
+from cxrbench.cli.common import say
+from cxrbench.core.store import Store
+
+if TYPE_CHECKING:
+    from cxrbench.core.record import Record
+
+RESULTS = Path("benchmarks/results")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(leaderboard)
+    app.command()(publish)
+
+
+def leaderboard(
+    folder: Annotated[
+        Path | None, typer.Option("--records", help="Records to read. [default: the store's]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the files go. [default: the store's leaderboard/]")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
+    as_json: common.Json = False,
+) -> None:
+    """Rank the records: a table here, LEADERBOARD.md and leaderboard.csv on disk."""
+    from cxrbench.core.errors import MissingInputError
+    from cxrbench.core.record import read_records
+
+    store = Store.default()
+    source = folder or store.root / "records"
+    records, excluded = read_records(source)
+    records = [r for r in records if dataset in (None, r.dataset)]
+    if not records:
+        for line in excluded:
+            say(line)
+        raise MissingInputError(f"{source}: no record; `cxrbench run` and `cxrbench bench` leave some")
+    if as_json:
+        from cxrbench.leaderboard.collect import collect
+
+        tables = [{**asdict(t), "rows": [_row_json(r) for r in t.rows]} for t in collect(records)]
+        print(json.dumps({"tables": tables, "excluded": excluded}, indent=1, ensure_ascii=False))
+        return
+    show_tables(records, excluded, out or store.root / "leaderboard")
+
+
+def _row_json(row: object) -> dict[str, object]:
+    value = asdict(row)  # type: ignore[call-overload]
+    value["records"] = [record.id for record in value["records"]]
+    return dict(value)
+
+
+def show_tables(records: "list[Record]", excluded: list[str], folder: Path) -> None:
+    """Print the tables and write their files."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    from cxrbench.leaderboard.collect import collect
+    from cxrbench.leaderboard.markdown import HEADER, cells, floor_line, write_tables
+
+    tables = collect(records)
+    files = write_tables(tables, excluded, folder)
+    console = Console()
+    for table in tables:
+        shown = [cells(row) for row in table.rows]
+        # A column that says nothing is left to the files.
+        used = [i for i in range(len(HEADER)) if any(row[i] != "–" for row in shown)]
+        rich = RichTable(title=Text(table.title), caption=Text(floor_line(table)))
+        for i in used:
+            rich.add_column(HEADER[i], overflow="fold", justify="left" if i == 1 else "right")
+        for row in shown:
+            rich.add_row(*(Text(row[i]) for i in used))
+        console.print(rich)
+        for text in table.warnings:
+            console.print(f"  note: {text}", markup=False, highlight=False)
+    for line in excluded:
+        say(f"left out: {line}")
+    for path in files:
+        print(path)
+
+
+def publish(
+    dataset: Annotated[str, typer.Option(help="The data set whose records are published.")],
+    method: Annotated[list[str], typer.Option(help="Only these methods.")] = [],  # noqa: B006
+    to: Annotated[Path, typer.Option(help="The folder of published results.")] = RESULTS,
+) -> None:
+    """Copy clean and complete records to benchmarks/results/, and rank them there."""
+    from cxrbench.core.record import read_records
+    from cxrbench.runner.publish import publish as publish_records
+
+    for path in publish_records(Store.default(), to, dataset=dataset, methods=method):
+        print(path)
+    records, excluded = read_records(to)
+    show_tables([r for r in records if r.dataset == dataset], excluded, to / dataset)

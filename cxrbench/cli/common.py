@@ -1,0 +1,155 @@
+"""Options and output that several commands share. Messages go to stderr, results to stdout."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cxrbench.core.errors import UsageError
+from cxrbench.core.registry import Registry
+from cxrbench.core.yamlfile import parse_yaml
+
+if TYPE_CHECKING:
+    from cxrbench.runner.schedule import Status
+
+Plugin = Annotated[
+    list[Path], typer.Option("--plugin", help="A loose file with a method or data set of your own.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+Data = Annotated[Path | None, typer.Option("--data", help="The folder of the data set.")]
+Settings = Annotated[
+    list[str],
+    typer.Option("--set", help="params.KEY=V, recipe.KEY=V (every stage) or data.KEY=V."),
+]
+Gpus = Annotated[
+    int | None, typer.Option(min=0, help="GPUs for one training; 0 is the CPU. [default: 1 if any]")
+]
+Devices = Annotated[int | None, typer.Option(min=1, help="Processes of one training.")]
+Accelerator = Annotated[str | None, typer.Option(help="cpu or gpu.")]
+Slots = Annotated[int, typer.Option(min=0, help="Stages at the same time. [default: one a GPU]")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Loader processes of one training.")]
+Wandb = Annotated[
+    str | None, typer.Option(help="online, offline or off. [default: online if logged in]")
+]
+PLAIN_SECONDS = 30.0  # between progress lines when the output is not a terminal
+
+
+def say(line: str) -> None:
+    """A message for the user."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def parse_settings(words: list[str]) -> dict[str, dict[str, Any]]:
+    """`--set a.b.c=1` as nested dictionaries under params, recipe and data."""
+    tree: dict[str, dict[str, Any]] = {"params": {}, "recipe": {}, "data": {}}
+    for word in words:
+        key, sign, text = word.partition("=")
+        path = key.strip().split(".")
+        if not sign or len(path) < 2 or path[0] not in tree or not all(path):
+            raise UsageError(
+                f"--set {word}: expected params.KEY=VALUE, recipe.KEY=VALUE or data.KEY=VALUE"
+            )
+        node: dict[str, Any] = tree[path[0]]
+        for part in path[1:-1]:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise UsageError(f"--set {word}: {part} was given a value before")
+        node[path[-1]] = parse_yaml(text, where=f"--set {key}")
+    return tree
+
+
+def wandb_mode(asked: str | None) -> str:
+    """The mode of Weights & Biases: what was asked, else online when the user is logged in."""
+    if asked in ("online", "offline", "off"):
+        return asked
+    if asked is not None:
+        raise UsageError(f"--wandb {asked}: choose online, offline or off")
+    import netrc
+    import os
+
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return {"offline": "offline", "disabled": "off"}[os.environ["WANDB_MODE"]]
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    try:
+        return "online" if netrc.netrc().authenticators("api.wandb.ai") else "off"
+    except (OSError, netrc.NetrcParseError):
+        return "off"
+
+
+def registry_of(plugins: list[Path]) -> Registry:
+    """The registry with the user's loose files."""
+    return Registry(plugins)
+
+
+def hashing() -> Callable[[str, int, int], None]:
+    """A progress reporter for work before the first stage."""
+    last = time.monotonic()
+
+    def report(what: str, done: int, of: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > (1.0 if sys.stderr.isatty() else PLAIN_SECONDS) or done == of > 2000:
+            last = now
+            say(f"{what} {done:,}/{of:,}")
+
+    return report
+
+
+@contextmanager
+def live(quiet: bool = False) -> Iterator[tuple["Callable[[Status], None]", Callable[[str], None]]]:
+    """(show a status, tell a line): bars on a terminal, a line every 30 s elsewhere."""
+    if quiet:
+        yield (lambda status: None), (lambda line: None)
+    elif sys.stderr.isatty():
+        yield from _bars()
+    else:
+        yield _plain(), say
+
+
+def _plain() -> "Callable[[Status], None]":
+    last = time.monotonic()
+
+    def show(status: "Status") -> None:
+        nonlocal last
+        if time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
+            inner = ", ".join(
+                f"{key} {100 * done // of}%" if of else key for key, done, of in status.running
+            )
+            say(f"{status.done}/{status.total} stages done; running: {inner}")
+
+    return show
+
+
+def _bars() -> "Iterator[tuple[Callable[[Status], None], Callable[[str], None]]]":
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        whole = progress.add_task("stages", total=None)
+        tasks: dict[str, Any] = {}
+
+        def show(status: "Status") -> None:
+            progress.update(whole, completed=status.done, total=status.total)
+            names = {key for key, _, _ in status.running}
+            for key in set(tasks) - names:
+                progress.remove_task(tasks.pop(key))
+            for key, done, of in status.running:
+                task = tasks.setdefault(key, None)
+                if task is None:
+                    tasks[key] = task = progress.add_task(key, total=None)
+                progress.update(task, completed=done, total=of or None)
+
+        yield show, lambda line: progress.console.print(line, highlight=False, markup=False)

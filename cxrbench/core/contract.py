@@ -1,0 +1,47 @@
+"""What the classes behind `compute` and `transform` stages must offer."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from cxrbench.core.frozen import Frozen
+
+
+class Computation(Protocol):
+    """A statistic of a training part: a canonical chest, a mean feature, a noise level."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    Params: ClassVar[type[Frozen]]
+
+    def __init__(self, params: Any) -> None: ...
+
+    def image_size(self) -> int:
+        """The side in pixels at which it reads images."""
+
+    def compute(
+        self, images: Any, targets: Any, inputs: Mapping[str, Path], out: Path, seed: int
+    ) -> dict[str, Any]:
+        """Read uint8 `images` [N, S, S] and `targets` [N, K], write files to `out`, return facts.
+
+        `inputs` are the folders of earlier artefacts.
+        """
+
+
+class Transformation(Protocol):
+    """A rewriting of every image: aligned, cropped, blurred, restored."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    Params: ClassVar[type[Frozen]]
+
+    def __init__(self, params: Any) -> None: ...
+
+    def image_size(self) -> int:
+        """The side S in pixels at which it reads images."""
+
+    def open(self, inputs: Mapping[str, Path], device: str) -> None:
+        """Load what earlier stages left."""
+
+    def __call__(self, images: Any) -> Any:
+        """uint8 [B, S, S] to uint8 [B, T, T]; T is the same for every batch."""

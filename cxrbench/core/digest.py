@@ -1,0 +1,50 @@
+"""Identity: canonical JSON and SHA-256."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no blanks, no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, hexadecimal."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def digest_lines(lines: Iterable[str]) -> str:
+    """SHA-256 of lines of text, without building one large string."""
+    sha = hashlib.sha256()
+    for line in lines:
+        sha.update(line.encode())
+        sha.update(b"\n")
+    return sha.hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=1)
+def package_digest() -> str:
+    """SHA-256 over every source file of this package; changes with any edit."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return digest_lines(f"{path.relative_to(PACKAGE)} {digest_file(path)}" for path in files)
+
+
+def source_digest(cls: type) -> str:
+    """SHA-256 of a class's text; at an equal `version` it should be equal too."""
+    return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()

@@ -1,0 +1,49 @@
+"""Errors a user can act on, each with the exit code that the command line returns."""
+
+
+class CxrbenchError(Exception):
+    """A failure with a message for the user: what, where, and how to repair it."""
+
+    exit_code = 1
+
+
+class UsageError(CxrbenchError):
+    """The command's words do not fit the machine or each other."""
+
+    exit_code = 2
+
+
+class SweepIncompleteError(CxrbenchError):
+    """A sweep finished, but some of its runs failed."""
+
+    exit_code = 4
+
+
+class DataError(CxrbenchError):
+    """Bad images, labels or splits."""
+
+    exit_code = 65
+
+
+class MissingInputError(CxrbenchError):
+    """A file, folder or set of weights that was asked for is not there."""
+
+    exit_code = 66
+
+
+class CannotWriteError(CxrbenchError):
+    """The store cannot be written."""
+
+    exit_code = 73
+
+
+class InterruptedRunError(CxrbenchError):
+    """A training that was asked to stop and saved its state; the same command goes on."""
+
+    exit_code = 75
+
+
+class ConfigError(CxrbenchError):
+    """A specification that does not validate, or a plan that leaks."""
+
+    exit_code = 78

@@ -1,0 +1,68 @@
+"""The frozen pydantic base of every specification, and errors that name key and repair."""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Self, Union
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cxrbench.core.errors import ConfigError
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint with the closest known names, or all of them when none is close."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(name, choices, n=2, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(repr(c) for c in close)}?"
+    return f"known: {', '.join(choices)}" if choices else "nothing is known here"
+
+
+class Frozen(BaseModel):
+    """An immutable specification in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, value: Any, *, where: str) -> Self:
+        """Validate a value; `where` (a file or an option) leads the error message."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, cls, where)) from None
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models inside an annotation such as `list[A | None]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (Union, types.UnionType, list, tuple, dict):
+        return [m for a in typing.get_args(annotation) for m in _models_in(a)]
+    return []
+
+
+def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
+    models: list[type[BaseModel]] = [model]
+    for part in path:
+        if isinstance(part, int):
+            continue
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        if fields:
+            models = [m for field in fields for m in _models_in(field.annotation)]
+    return {name for m in models for name in m.model_fields}
+
+
+def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    lines = []
+    for item in error.errors():
+        path = item["loc"]
+        key = ".".join(str(part) for part in path)
+        if item["type"] == "extra_forbidden":
+            hint = nearest(str(path[-1]), _fields_at(model, path[:-1]))
+            lines.append(f"{where}: unknown key '{key}'; {hint}")
+        else:
+            given = "" if item["type"] == "missing" else f" (given: {item['input']!r})"
+            lines.append(f"{where}: {key or 'value'}: {item['msg']}{given}")
+    return "\n".join(lines)

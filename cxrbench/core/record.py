@@ -1,0 +1,98 @@
+"""Records: one JSON a finished run, never overwritten; everything a leaderboard is made from."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from cxrbench.core.errors import ConfigError, DataError
+from cxrbench.core.frozen import Frozen
+from cxrbench.core.store import read_json, write_json
+
+RETRACTED = ".retracted.json"
+
+
+class StageRecord(Frozen):
+    """A stage of a run as it was built."""
+
+    key: str
+    digest: str
+    kind: str
+    name: str
+    version: int
+    source: str | None = None
+    facts: dict[str, Any] = {}
+    cost: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+
+
+class Record(Frozen):
+    """What was run, on what, with what result, at what cost, by which code."""
+
+    schema_version: Literal[1] = 1
+    id: str
+    created: str
+    benchmark: str
+    method: str
+    method_version: int
+    preset: str
+    params: dict[str, Any]
+    changed: dict[str, Any]
+    paper: str
+    reported: dict[str, Any] | None
+    dataset: str
+    dataset_version: int
+    dataset_params: dict[str, Any]
+    revision: str
+    labels: list[str]
+    split: str
+    split_digest: str
+    folds: int
+    fold: int
+    seed: int
+    data_facts: dict[str, Any]
+    final: str
+    stages: list[StageRecord]
+    scores: dict[str, Any]
+    cost: dict[str, Any]
+    warnings: list[str]
+    provenance: dict[str, Any]
+
+
+def write_record(folder: Path, record: Record) -> Path:
+    """Add a record below `folder`; an existing file is never touched."""
+    path = folder / record.dataset / record.method / f"{record.final[:16]}-{record.id}.json"
+    if path.exists():
+        raise DataError(f"{path}: exists; records are never overwritten")
+    write_json(path, record.model_dump(mode="json"))
+    return path
+
+
+def read_record(path: Path) -> Record:
+    """A record of any published schema; DataError names what is wrong with it."""
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("schema_version") != 1:
+        raise DataError(f"{path}: not a record of schema 1")
+    try:
+        return Record.parse(value, where=str(path))
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+
+
+def read_records(folder: Path) -> tuple[list[Record], list[str]]:
+    """All records below a folder that are not retracted, and why others were left out."""
+    records, excluded = [], []
+    for path in _files(folder):
+        if path.with_name(path.stem + RETRACTED).exists():
+            excluded.append(f"{path}: retracted")
+            continue
+        try:
+            records.append(read_record(path))
+        except DataError as error:
+            excluded.append(str(error))
+    return records, excluded
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.glob("*/*/*.json")):
+        if not path.name.endswith(RETRACTED) and not path.name.startswith("."):
+            yield path

@@ -1,0 +1,132 @@
+"""What a user can ask for: recipes, runs and benchmarks."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from cxrbench.core.frozen import Frozen
+
+Preset = Literal["paper", "tuned", "quick"]
+Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
+PRESETS: tuple[Preset, ...] = ("paper", "tuned", "quick")
+
+
+class Augment(Frozen):
+    """Random changes of a training image, applied in this order after the crop."""
+
+    horizontal_flip: float = Field(0.0, ge=0, le=1, description="probability")
+    vertical_flip: float = Field(0.0, ge=0, le=1, description="probability")
+    rotate: float = Field(0.0, ge=0, le=180, description="largest angle in degrees")
+    shift: float = Field(0.0, ge=0, lt=1, description="largest shift as a share of the side")
+    scale: float = Field(0.0, ge=0, lt=1, description="largest relative change of size")
+    shear: float = Field(0.0, ge=0, lt=90, description="largest shear in degrees")
+    contrast: float = Field(0.0, ge=0, lt=1, description="largest relative change")
+    brightness: float = Field(0.0, ge=0, lt=1, description="largest change as a share of 255")
+
+
+class Recipe(Frozen):
+    """How a network is trained: all of it is part of a stage's identity.
+
+    `size` is the side of the classifier's input and `load` the side at which images are read, in
+    pixels; a method that works on larger images (AECNN: 4 x) multiplies both.
+    """
+
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(16, ge=1, description="global: over all devices")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients are added for a step")
+    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "plateau", "cosine"] = "constant"
+    warmup_epochs: float = Field(0.0, ge=0)
+    plateau_factor: float = Field(0.1, gt=0, lt=1)
+    plateau_patience: int = Field(5, ge=0)
+    gradient_clip: float | None = Field(None, gt=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    size: int = Field(224, ge=16, le=4096)
+    load: int = Field(256, ge=16, le=4096)
+    augment: Augment = Augment()
+    train_view: Literal["random_crop", "resize"] = "random_crop"
+    validation_view: Literal["whole", "resize", "center_crop"] = "resize"
+    test_view: Literal["whole", "resize", "center_crop", "ten_crop"] = "resize"
+    select: Literal["val_loss", "val_auc"] = "val_loss"
+    precision: Precision = "auto"
+    channels_last: bool = False
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> "Recipe":
+        if self.size > self.load:
+            raise ValueError(f"size {self.size} is larger than load {self.load}")
+        return self
+
+
+class MethodParams(Frozen):
+    """Base of every method's `Params`."""
+
+    recipe: Recipe = Recipe()
+
+
+class Execution(Frozen):
+    """Where and how stages run: recorded, never part of an identity."""
+
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    devices: int = Field(1, ge=1, description="processes of one training")
+    slots: int = Field(1, ge=1, description="stages that run at the same time")
+    threads: int = Field(0, ge=0, description="CPU threads a process; 0 shares the cores")
+    workers: int = Field(0, ge=0, description="loader processes of one training process")
+    checkpoint_steps: int = Field(0, ge=0, description="steps between saves; 0 is by time only")
+    checkpoint_seconds: float = Field(120.0, ge=0)
+    wandb: Literal["off", "offline", "online"] = "off"
+    group: str = ""
+
+
+class RunSpec(Frozen):
+    """One method on one fold of one data set with one seed."""
+
+    method: str
+    dataset: str = "phantom"
+    data_params: dict[str, Any] = {}
+    split: str = ""
+    fold: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
+    preset: Preset = "paper"
+    params: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+    skip_unreadable: bool = False
+
+
+class DatasetEntry(Frozen):
+    """A data set of a benchmark: which split, which folds, where."""
+
+    name: str
+    split: str = ""
+    folds: list[int] | None = None
+    path: Path | None = None
+    params: dict[str, Any] = {}
+
+
+class MethodEntry(Frozen):
+    """A method of a benchmark with its own settings."""
+
+    name: str
+    preset: Preset | None = None
+    params: dict[str, Any] = {}
+
+
+class BenchSpec(Frozen):
+    """A sweep of methods over data sets, folds and seeds.
+
+    `recipe` is laid over the recipe of every stage of every method, so that one budget holds for all;
+    `methods: all` takes every registered method that has the preset.
+    """
+
+    name: str = Field("benchmark", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    description: str = ""
+    preset: Preset = "paper"
+    methods: Literal["all"] | list[str | MethodEntry] = "all"
+    datasets: list[DatasetEntry] = Field(min_length=1)
+    seeds: list[int] = Field([0], min_length=1)
+    recipe: dict[str, Any] = {}
+    skip_unreadable: bool = False

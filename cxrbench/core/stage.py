@@ -1,0 +1,239 @@
+"""Stages: the unit of work, of caching, of process isolation and of scheduling.
+
+`fit`, `compute` and `transform` only describe; nothing runs. A stage's digest is the SHA-256 of what
+decides its artefact; equal digest, equal artefact, built once for whoever asked first.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+from cxrbench.core.digest import digest
+from cxrbench.core.errors import ConfigError
+from cxrbench.core.frozen import Frozen
+from cxrbench.core.seed import derive_seed
+
+Kind = Literal["compute", "fit", "transform", "predict", "score"]
+Part = Literal["train", "all"]
+
+
+class Buildable(Protocol):
+    """What a class must say of itself to be the subject of a stage."""
+
+    name: str
+    version: int
+    Params: type[Frozen]
+
+
+@dataclass(frozen=True)
+class DataView:
+    """One fold of one data set, or of a transformed copy of it; describes, holds no pixels.
+
+    `root_seed` serves only to derive the seeds of stages and is not part of the view's identity.
+    """
+
+    dataset: str
+    version: int
+    params: Mapping[str, Any]
+    revision: str
+    split: str
+    split_digest: str
+    fold: int
+    labels: tuple[str, ...]
+    skip_unreadable: bool = False
+    external: bool = False
+    root_seed: int = 0
+    images: "Stage | None" = None
+
+    def at(self, *, fold: int) -> "DataView":
+        """The same data at another fold."""
+        return replace(self, fold=fold)
+
+    def pixels(self) -> dict[str, Any]:
+        """What decides the images alone: neither split nor fold nor labels."""
+        return {
+            "dataset": self.dataset,
+            "version": self.version,
+            "params": dict(self.params),
+            "revision": self.revision,
+            "skip_unreadable": self.skip_unreadable,
+            "images": self.images.digest if self.images else None,
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the images, the labels and which of them are trained on."""
+        return {
+            **self.pixels(),
+            "split": self.split,
+            "split_digest": self.split_digest,
+            "fold": self.fold,
+            "labels": list(self.labels),
+            "external": self.external,
+        }
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A node of the graph: what to build, from which data, with which artefacts as inputs."""
+
+    kind: Kind
+    name: str
+    target: str  # "package.module:Class" or "/path/to/plugin.py:Class"; recorded, not in the digest
+    version: int
+    params: Mapping[str, Any]
+    data: DataView
+    seed: int = 0
+    part: Part = "train"
+    inputs: Mapping[str, "Stage"] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that decides the artefact."""
+        return digest(
+            {
+                "kind": self.kind,
+                "name": self.name,
+                "version": self.version,
+                "params": dict(self.params),
+                "data": self.data.pixels() if self.kind == "transform" else self.data.identity(),
+                "seed": self.seed,
+                "part": self.part,
+                "inputs": {name: stage.digest for name, stage in self.inputs.items()},
+            }
+        )
+
+    @property
+    def key(self) -> str:
+        """The artefact's folder name."""
+        return f"{self.kind}-{self.name}-{self.digest[:16]}"
+
+    def parents(self) -> Iterator["Stage"]:
+        """The stages whose artefacts this one reads."""
+        yield from self.inputs.values()
+        if self.data.images:
+            yield self.data.images
+
+    def ancestry(self) -> dict[str, "Stage"]:
+        """This stage and all it depends on, by digest, parents first."""
+        found: dict[str, Stage] = {}
+        for parent in self.parents():
+            found.update(parent.ancestry())
+        found[self.digest] = self
+        return found
+
+
+def _target(cls: type) -> str:
+    return getattr(cls, "plugin_target", None) or f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _describe(
+    kind: Kind,
+    cls: type[Buildable],
+    data: DataView,
+    params: Frozen | None,
+    inputs: Mapping[str, Stage],
+    part: Part = "train",
+    *,
+    seeded: bool = True,
+) -> Stage:
+    resolved = params if params is not None else cls.Params()
+    if not isinstance(resolved, cls.Params):
+        raise ConfigError(f"{cls.name}: params must be {cls.Params.__qualname__}")
+    return Stage(
+        kind=kind,
+        name=cls.name,
+        target=_target(cls),
+        version=cls.version,
+        params=resolved.model_dump(mode="json"),
+        data=data,
+        seed=derive_seed(data.root_seed, kind, cls.name) if seeded else 0,
+        part=part,
+        inputs=dict(inputs),
+    )
+
+
+def fit(
+    cls: type[Buildable],
+    data: DataView,
+    params: Frozen | None = None,
+    *,
+    part: Part = "train",
+    **inputs: Stage,
+) -> Stage:
+    """A training of `cls` on the training part of `data`, which may read other artefacts."""
+    return _describe("fit", cls, data, params, inputs, part)
+
+
+def compute(
+    cls: type[Buildable],
+    data: DataView,
+    params: Frozen | None = None,
+    *,
+    part: Part = "train",
+    **inputs: Stage,
+) -> Stage:
+    """Statistics of the training part of `data` without a training."""
+    return _describe("compute", cls, data, params, inputs, part)
+
+
+def transform(
+    cls: type[Buildable], data: DataView, params: Frozen | None = None, **inputs: Stage
+) -> DataView:
+    """A new view: every image of `data` rewritten by `cls`, used exactly like the raw data."""
+    stage = _describe("transform", cls, data, params, inputs, "all", seeded=False)
+    return replace(data, images=stage)
+
+
+def predict(model: Stage, data: DataView | None = None) -> Stage:
+    """Probabilities of a fitted model for the validation and test parts of a view."""
+    return Stage(
+        kind="predict",
+        name=model.name,
+        target=model.target,
+        version=model.version,
+        params=model.params,
+        data=data or model.data,
+        inputs={"model": model},
+    )
+
+
+def score(predictions: Stage, *, replicates: int, seed: int) -> Stage:
+    """The scores of saved predictions."""
+    return Stage(
+        kind="score",
+        name=predictions.name,
+        target="cxrbench.runner.score:score",
+        version=1,
+        params={"replicates": replicates},
+        data=predictions.data,
+        seed=seed,
+        inputs={"predictions": predictions},
+    )
+
+
+def find_leaks(run: Stage) -> list[str]:
+    """Why a run's graph would see its own test patients in training; empty when it does not."""
+    leaks = []
+    home = run.data
+    for stage in run.ancestry().values():
+        if stage.kind not in ("fit", "compute"):
+            continue
+        data = stage.data
+        if data.external:
+            if data.dataset == home.dataset:
+                leaks.append(f"{stage.key}: {data.dataset} is declared external but is tested on")
+            continue
+        who = f"{stage.kind} {stage.name}"
+        if data.dataset != home.dataset:
+            leaks.append(f"{who}: fitted on {data.dataset}, which is not declared external")
+        elif (data.split, data.split_digest) != (home.split, home.split_digest):
+            leaks.append(f"{who}: fitted on split {data.split!r}, tested on {home.split!r}")
+        elif data.fold != home.fold:
+            leaks.append(
+                f"{who}: fitted on fold {data.fold}, whose training part holds "
+                f"test patients of fold {home.fold}"
+            )
+        elif stage.part != "train":
+            leaks.append(f"{who}: fitted on {stage.part} images, test patients among them")
+    return leaks

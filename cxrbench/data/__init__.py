@@ -1,0 +1,1 @@
+"""Floor 3: data sets, splits and pixels."""

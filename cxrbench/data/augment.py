@@ -1,0 +1,83 @@
+"""Views of a cached image: random ones for training, fixed ones for validation and test."""
+
+import os
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from cxrbench.core.spec import Augment
+from cxrbench.data.pixels import resize
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
+
+import albumentations as A
+
+Grey = npt.NDArray[np.uint8]
+FixedView = Callable[[Grey], Grey]
+
+
+class RandomView:
+    """Crop and augment an image [L, L] to [S, S]; the randomness is a function of the seed given."""
+
+    def __init__(self, size: int, *, crop: bool, augment: Augment) -> None:
+        steps: list[A.BasicTransform] = [A.RandomCrop(size, size) if crop else A.Resize(
+            size, size, interpolation=cv2.INTER_AREA
+        )]  # fmt: skip
+        if augment.horizontal_flip:
+            steps.append(A.HorizontalFlip(p=augment.horizontal_flip))
+        if augment.vertical_flip:
+            steps.append(A.VerticalFlip(p=augment.vertical_flip))
+        if augment.rotate or augment.shift or augment.scale or augment.shear:
+            steps.append(
+                A.Affine(
+                    rotate=(-augment.rotate, augment.rotate),
+                    translate_percent=(-augment.shift, augment.shift),
+                    scale=(1 - augment.scale, 1 + augment.scale),
+                    shear=(-augment.shear, augment.shear),
+                    p=1.0,
+                )
+            )
+        if augment.contrast or augment.brightness:
+            steps.append(
+                A.ColorJitter(
+                    brightness=(1 - augment.brightness, 1 + augment.brightness),
+                    contrast=(1 - augment.contrast, 1 + augment.contrast),
+                    saturation=(1, 1),
+                    hue=(0, 0),
+                    p=1.0,
+                )
+            )
+        self._compose = A.Compose(steps)
+
+    def __call__(self, image: Grey, seed: int) -> Grey:
+        self._compose.set_random_seed(seed % 2**32)
+        return np.asarray(self._compose(image=image)["image"], dtype=np.uint8)
+
+
+def fixed_view(name: str, size: int) -> FixedView:
+    """`whole` leaves [L, L]; `resize` and `center_crop` give [S, S]; `ten_crop` gives [10, S, S]."""
+    if name == "whole":
+        return lambda image: image
+    if name == "resize":
+        return lambda image: resize(image, size)
+    if name == "center_crop":
+        return lambda image: _window(image, size, 0.5, 0.5)
+    if name == "ten_crop":
+        return lambda image: _ten_crop(image, size)
+    raise ValueError(f"no view {name!r}")
+
+
+def _window(image: Grey, size: int, down: float, right: float) -> Grey:
+    top = round((image.shape[0] - size) * down)
+    left = round((image.shape[1] - size) * right)
+    return image[top : top + size, left : left + size]
+
+
+def _ten_crop(image: Grey, size: int) -> Grey:
+    """Four corners and the centre, and their mirror images, in torchvision's order: [10, S, S]."""
+    corners = [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5)]
+    plain = [_window(image, size, down, right) for down, right in corners]
+    mirrored = image[:, ::-1]
+    return np.stack(plain + [_window(mirrored, size, down, right) for down, right in corners])

@@ -1,0 +1,100 @@
+"""The base of every data set: how its folder is read. A file of this package is one data set.
+
+Readers import neither torch nor Lightning, so that planning, splitting and verifying are quick;
+`CxrDataModule` (module.py) serves any of them to Lightning.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cxrbench.core.errors import MissingInputError
+from cxrbench.core.frozen import Frozen
+from cxrbench.data.index import Index
+from cxrbench.data.pixels import decode, resize
+from cxrbench.data.splits import Split, stratified_folds, stratified_parts
+
+
+class DataParams(Frozen):
+    """Base of every data set's `Params`; data sets without options use it as it is."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that `data verify` found, with the names concerned."""
+
+    severity: Literal["error", "warning", "info"]
+    what: str
+    names: tuple[str, ...] = ()
+    count: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        if not self.count:
+            object.__setattr__(self, "count", len(self.names))
+
+
+class CxrDataset:
+    """A data set: reads its folder into an Index, cuts its splits, reads its pixels."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    Params: ClassVar[type[Frozen]] = DataParams
+    splits: ClassVar[tuple[str, ...]] = ("official", "cv5")  # the first is the default
+    needs_root: ClassVar[bool] = True
+    home: ClassVar[str] = ""  # where to get it
+    licence: ClassVar[str] = ""
+    phantom: ClassVar[bool] = False  # drawn, not photographed: marked on every leaderboard
+
+    @classmethod
+    def read_index(cls, root: Path | None, params: Frozen) -> Index:
+        """All usable images below `root`.
+
+        Raises DataError or MissingInputError that names file, field and repair.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def make_split(cls, name: str, index: Index) -> Split:
+        """Cut a split by patient; deterministic. `cv5` works everywhere as it stands."""
+        if name == "cv5":
+            return stratified_folds(index, folds=5)
+        if name == "holdout":
+            fractions = {"train": 0.7, "val": 0.1, "test": 0.2}
+            return stratified_parts(index, "holdout", fractions)
+        raise MissingInputError(f"{cls.name}: no split {name!r}; it has {', '.join(cls.splits)}")
+
+    @classmethod
+    def read_image(cls, index: Index, row: int, size: int) -> npt.NDArray[np.uint8]:
+        """One image as grey uint8 [size, size]."""
+        return resize(decode(index.path(row)), size)
+
+    @classmethod
+    def check(cls, index: Index) -> list[Problem]:
+        """What differs from the published counts and rules; content is checked for all alike."""
+        return []
+
+    @classmethod
+    def fake(cls, root: Path, *, images: int = 60, size: int = 64, seed: int = 0) -> Path:
+        """Write a miniature of the raw download in its exact layout; returns the folder to read."""
+        raise NotImplementedError
+
+    @classmethod
+    def require_root(cls, root: Path | None) -> Path:
+        """The data folder, or an error that says how to give it."""
+        if root is None:
+            raise MissingInputError(
+                f"{cls.name}: no data folder; pass --data DIR (get the images at {cls.home})"
+            )
+        if not root.is_dir():
+            raise MissingInputError(f"{cls.name}: {root} is not a folder")
+        return root
+
+
+def count_labels(index: Index) -> dict[str, int]:
+    """Positive images of each label."""
+    positives = np.nansum(index.targets, axis=0)
+    return Counter({name: int(n) for name, n in zip(index.labels, positives, strict=True)})

@@ -1,0 +1,144 @@
+"""The index of a data set: one row an image, its patient, its labels, its file; no pixels."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cxrbench.core.digest import digest_file, digest_lines
+from cxrbench.core.errors import DataError
+from cxrbench.core.treeprint import scan_files, tree_fingerprint  # noqa: F401
+
+COLUMNS = ("image_id", "patient_id", "path")
+# What a subgroup analysis may use; a data set without one of them leaves it out.
+ATTRIBUTES = ("sex", "age", "view_position")
+
+
+@dataclass(frozen=True)
+class Index:
+    """Images [N] of a data set with labels [N, K].
+
+    `frame` has the columns `image_id` (unique), `patient_id`, `path` (below `root`, with `/`; empty for
+    images that are drawn), one column a label (1.0, 0.0, or NaN for unknown) and any of ATTRIBUTES.
+    `notes` are facts for the record: coverage of a partial download, rows left out and why.
+    """
+
+    dataset: str
+    frame: pd.DataFrame
+    labels: tuple[str, ...]
+    root: Path | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        missing = [c for c in (*COLUMNS, *self.labels) if c not in self.frame.columns]
+        if missing:
+            raise DataError(f"{self.dataset}: the index lacks the columns {missing}")
+        if self.frame.empty:
+            raise DataError(f"{self.dataset}: no image is left; {self.notes or 'nothing was found'}")
+        twice = self.frame["image_id"][self.frame["image_id"].duplicated()]
+        if len(twice):
+            raise DataError(
+                f"{self.dataset}: {len(twice)} image ids stand twice: {', '.join(twice.head(5))}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @cached_property
+    def image_ids(self) -> npt.NDArray[np.object_]:
+        """[N] str."""
+        return self.frame["image_id"].to_numpy(dtype=object)
+
+    @cached_property
+    def patient_ids(self) -> npt.NDArray[np.object_]:
+        """[N] str."""
+        return self.frame["patient_id"].to_numpy(dtype=object)
+
+    @cached_property
+    def targets(self) -> npt.NDArray[np.float32]:
+        """[N, K] with 1, 0 and NaN where a label is unknown."""
+        return self.frame[list(self.labels)].to_numpy(dtype=np.float32)
+
+    def path(self, row: int) -> Path:
+        """The file of an image; only for indexes with a root."""
+        assert self.root is not None
+        return self.root / str(self.frame["path"].iat[row])
+
+    def select(self, keep: npt.NDArray[np.bool_], **notes: Any) -> "Index":
+        """The rows that are kept, with further notes."""
+        frame = self.frame[keep].reset_index(drop=True)
+        return Index(self.dataset, frame, self.labels, self.root, {**self.notes, **notes})
+
+    def revision(self, contents: list[str]) -> str:
+        """SHA-256 over ids, patients, labels and the content hash of every image, in id order."""
+        order = np.argsort(self.image_ids.astype(str), kind="stable")
+        labels = np.where(np.isnan(self.targets), -1, self.targets).astype(np.int8)
+
+        def lines() -> Iterator[str]:
+            yield " ".join(self.labels)
+            for i in order:
+                marks = "".join("?01"[value + 1] for value in labels[i])
+                yield f"{self.image_ids[i]}\t{self.patient_ids[i]}\t{marks}\t{contents[i]}"
+
+        return digest_lines(lines())
+
+
+def content_hashes(
+    index: Index, cache: Path, progress: Callable[[int, int], None] | None = None
+) -> list[str]:
+    """SHA-256 [N] of each image file; remembered by path, size and time, so computed once.
+
+    Drawn images have the hash of nothing: their content follows from the data set's parameters.
+    """
+    if index.root is None:
+        return [""] * len(index)
+    known = _read_hashes(cache)
+    paths = [str(p) for p in index.frame["path"]]
+    infos = [_stat(index, p) for p in paths]
+    keys = [(p, i.st_size, i.st_mtime_ns) for p, i in zip(paths, infos, strict=True)]
+    todo = [i for i, key in enumerate(keys) if key not in known]
+    done = 0
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for i, value in zip(todo, pool.map(lambda i: digest_file(index.path(i)), todo), strict=True):
+            known[keys[i]] = value
+            done += 1
+            if progress and (done % 200 == 0 or done == len(todo)):
+                progress(done, len(todo))
+    if todo:
+        _write_hashes(cache, known)
+    return [known[key] for key in keys]
+
+
+def _stat(index: Index, path: str) -> os.stat_result:
+    assert index.root is not None
+    try:
+        return (index.root / path).stat()
+    except OSError as error:
+        raise DataError(f"{index.root / path}: {error.strerror}") from None
+
+
+def _read_hashes(cache: Path) -> dict[tuple[str, int, int], str]:
+    try:
+        frame = pd.read_parquet(cache)
+        rows = zip(frame["path"], frame["size"], frame["mtime"], frame["sha256"], strict=True)
+        return {(p, int(s), int(t)): h for p, s, t, h in rows}
+    except Exception:  # absent or torn: it is only a memory of what can be computed again
+        return {}
+
+
+def _write_hashes(cache: Path, known: dict[tuple[str, int, int], str]) -> None:
+    paths, sizes, times = zip(*known, strict=True)
+    frame = pd.DataFrame(
+        {"path": paths, "size": sizes, "mtime": times, "sha256": list(known.values())}
+    )
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
+    frame.to_parquet(temporary)
+    temporary.replace(cache)

@@ -1,0 +1,246 @@
+"""CxrDataModule: any data set, split, fold and view as Lightning sees it.
+
+Shapes: B batch, S side of a view, K labels. A batch is a dict of `image` uint8 [B, 1, S, S] (or
+[B, 10, 1, S, S] for ten crops), `target` float [B, K] with 0 where unknown, `known` bool [B, K],
+`row` int [B] (row of the index), `image_id` and `patient_id` lists of B strings.
+
+All randomness is a function of (seed, epoch, row): never of a generator's history, of the number of
+workers or of devices. So an interrupted training goes on exactly as if it had not been interrupted.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypedDict
+
+import cv2
+import lightning as L
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cxrbench.core.errors import ConfigError, DataError
+from cxrbench.core.seed import derive_seed
+from cxrbench.core.spec import Recipe
+from cxrbench.data.augment import FixedView, RandomView, fixed_view
+from cxrbench.data.index import Index
+
+Rows = npt.NDArray[np.int64]
+WORKER_TIMEOUT = 300  # seconds until a silent loader process is an error
+
+
+class Batch(TypedDict):
+    """What a model gets."""
+
+    image: Tensor
+    target: Tensor
+    known: Tensor
+    row: Tensor
+    image_id: list[str]
+    patient_id: list[str]
+
+
+class ViewDataset(Dataset[Batch]):
+    """Gathers whole batches from the pixel cache; an item is (epoch, row)."""
+
+    def __init__(
+        self, pixels: npt.NDArray[np.uint8], index: Index, view: FixedView | RandomView, seed: int
+    ) -> None:
+        self.pixels = pixels
+        self.view = view
+        self.seed = seed
+        self.image_ids = index.image_ids
+        self.patient_ids = index.patient_ids
+        self.known = ~np.isnan(index.targets)
+        self.targets = np.nan_to_num(index.targets, nan=0.0)
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
+        rows = np.asarray([row for _, row in items], dtype=np.int64)
+        gathered = self.pixels[rows]  # [B, L, L], one read of the map
+        views = [self._view(g, *item) for g, item in zip(gathered, items, strict=True)]
+        return Batch(
+            image=torch.from_numpy(np.stack(views)).unsqueeze(-3),  # the channel, before [S, S]
+            target=torch.from_numpy(self.targets[rows]),
+            known=torch.from_numpy(self.known[rows]),
+            row=torch.from_numpy(rows),
+            image_id=[str(name) for name in self.image_ids[rows]],
+            patient_id=[str(name) for name in self.patient_ids[rows]],
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled memory map would travel as a copy of every pixel.
+        state = self.__dict__.copy()
+        if isinstance(self.pixels, np.memmap) and self.pixels.filename is not None:
+            state["pixels"] = str(self.pixels.filename)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.pixels, str):
+            self.pixels = np.load(self.pixels, mmap_mode="r", allow_pickle=False)
+
+    def _view(
+        self, image: npt.NDArray[np.uint8], epoch: int, row: int
+    ) -> npt.NDArray[np.uint8]:
+        if isinstance(self.view, RandomView):
+            return self.view(image, derive_seed(self.seed, "augment", epoch, row))
+        return self.view(image)
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # the loader processes are the parallelism
+
+
+class EpochBatches:
+    """Batches of (epoch, row) for one rank; the order is a function of seed and epoch.
+
+    Training: every global batch is cut among the ranks, so that devices do not change what a step sees;
+    a last incomplete batch is left out. Evaluation: rows in order, the last ranks padded with repeated
+    rows (who gathers drops them by row).
+    """
+
+    def __init__(
+        self, rows: Rows, batch_size: int, *, train: bool, seed: int, rank: int, world: int
+    ) -> None:
+        self.rows, self.train, self.seed = rows, train, seed
+        self.rank, self.world = rank, world
+        self.batch_size = min(batch_size, len(rows)) if train else batch_size
+        self.epoch = 0
+        self.skip = 0  # batches of this epoch that an interrupted training has already seen
+        # Lightning calls set_epoch on `batch_sampler.sampler` only, never on a batch sampler itself.
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that the next iteration is for."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.train:
+            return len(self.rows) // self.batch_size
+        return -(-len(self.rows) // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        skip, self.skip = self.skip, 0
+        batches = self._train_batches() if self.train else self._evaluation_batches()
+        for number, rows in enumerate(batches):
+            if number >= skip:
+                yield [(self.epoch, int(row)) for row in rows]
+
+    def _train_batches(self) -> Iterator[Rows]:
+        order = np.random.default_rng(derive_seed(self.seed, "order", self.epoch))
+        shuffled = order.permutation(self.rows)
+        for number in range(len(self)):
+            batch = shuffled[number * self.batch_size : (number + 1) * self.batch_size]
+            yield batch[self.rank :: self.world]
+
+    def _evaluation_batches(self) -> Iterator[Rows]:
+        share = len(self) * self.batch_size
+        padded = np.resize(self.rows, share * self.world) if self.world > 1 else self.rows
+        mine = padded[self.rank :: self.world]
+        for start in range(0, len(mine), self.batch_size):
+            yield mine[start : start + self.batch_size]
+
+
+class CxrDataModule(L.LightningDataModule):
+    """Loaders of one fold: `parts` [N] says train, val or test (or none) of each row of the index."""
+
+    def __init__(
+        self,
+        index: Index,
+        pixels: npt.NDArray[np.uint8],
+        parts: npt.NDArray[np.object_],
+        recipe: Recipe,
+        *,
+        size: int,
+        seed: int,
+        workers: int = 0,
+        fit_part: str = "train",
+    ) -> None:
+        super().__init__()
+        self.index, self.pixels, self.recipe = index, pixels, recipe
+        self.size, self.seed, self.workers = size, seed, workers
+        self.rows = {part: np.flatnonzero(parts == part) for part in ("train", "val", "test")}
+        if fit_part == "all":
+            self.rows["train"] = np.arange(len(index))
+        for part in ("train", "val"):
+            if not len(self.rows[part]):
+                raise DataError(f"{index.dataset}: the {part} part of this fold has no image")
+
+    def _ranks(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _loader(self, view: FixedView | RandomView, batches: EpochBatches) -> DataLoader[Batch]:
+        dataset = ViewDataset(self.pixels, self.index, view, self.seed)
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            collate_fn=_as_is,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            worker_init_fn=_start_worker,
+            pin_memory=torch.cuda.is_available(),
+            timeout=WORKER_TIMEOUT if self.workers else 0,
+            # Its own generator: making an iterator must not draw from the global one.
+            generator=torch.Generator().manual_seed(0),
+            # A fork shares the index and the map at once; the others import torch for seconds.
+            multiprocessing_context="fork" if self.workers else None,
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches in a random order, from where an interrupted training stopped."""
+        recipe, (rank, world) = self.recipe, self._ranks()
+        if recipe.batch_size % world:
+            raise ConfigError(
+                f"recipe.batch_size {recipe.batch_size} does not divide among {world} devices; "
+                f"choose a multiple of {world}"
+            )
+        batches = EpochBatches(
+            self.rows["train"], recipe.batch_size, train=True, seed=self.seed, rank=rank, world=world
+        )
+        if self.trainer is not None:
+            loop = self.trainer.fit_loop
+            # Lightning's own set_epoch comes too late for the first epoch after a resume.
+            batches.set_epoch(loop.epoch_progress.current.processed)
+            batches.skip = loop.epoch_loop.batch_progress.current.ready
+        view = RandomView(
+            self.size, crop=recipe.train_view == "random_crop", augment=recipe.augment
+        )
+        return self._loader(view, batches)
+
+    def evaluation_dataloader(self, part: str, view: str) -> DataLoader[Batch]:
+        """Every image of a part once a rank, in order; padding repeats rows."""
+        rank, world = self._ranks()
+        size = max(1, self.recipe.batch_size // world)
+        batches = EpochBatches(
+            self.rows[part], size, train=False, seed=self.seed, rank=rank, world=world
+        )
+        return self._loader(fixed_view(view, self.size), batches)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The validation part, unchanged."""
+        return self.evaluation_dataloader("val", self.recipe.validation_view)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test part in the recipe's test view."""
+        return self.evaluation_dataloader("test", self.recipe.test_view)
+
+    def predict_dataloader(self) -> Sequence[DataLoader[Batch]]:
+        """The validation and the test part, both in the recipe's test view."""
+        view = self.recipe.test_view
+        return [self.evaluation_dataloader(part, view) for part in ("val", "test")]
+
+    def facts(self) -> dict[str, Any]:
+        """Image and patient counts of each part, for the record."""
+        return {
+            part: {
+                "images": len(rows),
+                "patients": len(set(self.index.patient_ids[rows])),
+            }
+            for part, rows in self.rows.items()
+        }

@@ -1,0 +1,178 @@
+"""Files to pixels: every image once decoded to grey uint8, kept in a memory-mapped cache.
+
+Only PNG and JPEG are opened. Colour is turned to grey, 12- and 16-bit are scaled, alpha is dropped,
+EXIF rotation is applied; several frames, more than 64 megapixels or fewer than 16 px are refused.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from cxrbench.core.digest import digest
+from cxrbench.core.errors import DataError
+from cxrbench.core.store import Store, fsync_tree, write_json
+
+Grey = npt.NDArray[np.uint8]
+MAX_PIXELS = 64_000_000
+MIN_SIDE = 16
+DECODER = 1  # raise when `decode` or `resize` changes any pixel: old caches are then not used
+SUFFIXES = (".png", ".jpg", ".jpeg")
+# Pillow only warns between 89 and 178 megapixels; `_grey` refuses from MAX_PIXELS on.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class UnreadableImageError(DataError):
+    """An image that cannot be used, and why."""
+
+
+def decode(path: Path) -> Grey:
+    """A PNG or JPEG file as grey uint8 [H, W]; UnreadableImageError says what is wrong with it."""
+    # Another library may have switched this on; half-grey images must never enter.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            return _grey(image, path)
+    except UnreadableImageError:
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableImageError(f"{path}: {_what_is(path)}, not a PNG or JPEG image") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImageError(f"{path}: more than {MAX_PIXELS:,} pixels") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UnreadableImageError(f"{path}: {error or type(error).__name__}") from None
+
+
+def _what_is(path: Path) -> str:
+    head = path.open("rb").read(200) if path.is_file() else b""
+    if not head:
+        return "an empty file"
+    if head.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer (run git lfs pull)"
+    if b"<html" in head.lower() or b"<!doctype" in head.lower():
+        return "an HTML page (a failed download)"
+    return "an unknown format"
+
+
+def _grey(image: Image.Image, path: Path) -> Grey:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UnreadableImageError(f"{path}: {width} x {height} is over {MAX_PIXELS:,} pixels")
+    if min(width, height) < MIN_SIDE:
+        raise UnreadableImageError(f"{path}: {width} x {height} is smaller than {MIN_SIDE} px")
+    if getattr(image, "n_frames", 1) > 1:
+        raise UnreadableImageError(f"{path}: {getattr(image, 'n_frames', 0)} frames; expected one")
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):
+        return _from_deep(np.asarray(upright), path)
+    if upright.mode == "F":
+        raise UnreadableImageError(f"{path}: float pixels; save it as 8 or 16 bit")
+    if upright.mode in ("P", "PA"):
+        upright = upright.convert("RGBA")
+    if upright.mode in ("RGBA", "LA"):
+        # Alpha is dropped, not blended: the films' alpha channels carry nothing.
+        upright = upright.convert("RGB" if upright.mode == "RGBA" else "L")
+    return np.asarray(upright.convert("L"))
+
+
+def _from_deep(values: npt.NDArray[Any], path: Path) -> Grey:
+    """12- or 16-bit values scaled to 8 bit; Pillow's own conversion would clip nearly all to white."""
+    values = values.astype(np.int64)
+    top = int(values.max())
+    if values.min() < 0 or top > 65535:
+        raise UnreadableImageError(f"{path}: values outside 0-65535")
+    full = 4095 if top <= 4095 else 65535
+    return np.rint(values * (255.0 / full)).astype(np.uint8)
+
+
+def resize(image: Grey, size: int) -> Grey:
+    """[H, W] squeezed to [size, size]; area averaging when shrinking, linear when growing."""
+    if image.shape == (size, size):
+        return image
+    shrinks = image.shape[0] * image.shape[1] > size * size
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (size, size), interpolation=method), dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class PixelCache:
+    """Decoded images [N, S, S], memory-mapped; `unreadable` maps rows to reasons."""
+
+    images: npt.NDArray[np.uint8]
+    unreadable: dict[int, str]
+    folder: Path
+
+
+def open_pixels(
+    read: Callable[[int], Grey],
+    contents: list[str],
+    identity: dict[str, Any],
+    size: int,
+    store: Store,
+    progress: Callable[[int, int], None] | None = None,
+) -> PixelCache:
+    """The cache of N images at a size, built when missing.
+
+    Keyed by content (`contents`: SHA-256 [N]) and by what decides the pixels besides (`identity`), so a
+    replaced image or another resize is another cache. An unreadable image is a row of zeros, listed.
+    """
+    key = digest({"decoder": DECODER, "size": size, "contents": digest(contents), **identity})
+    key = f"{size}-{key[:16]}"
+    folder = store.folder("pixels") / key
+    if not (folder / "done.json").is_file():
+        lock = store.lock(f"pixels-{key}")
+        lock.acquire(wait=True)
+        try:
+            if not (folder / "done.json").is_file():
+                _build(read, len(contents), size, folder, store, progress)
+        finally:
+            lock.release()
+    facts = json.loads((folder / "done.json").read_text())
+    images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+    if images.shape != (len(contents), size, size):
+        raise DataError(f"{folder}: damaged pixel cache; delete the folder to build it again")
+    return PixelCache(images, {int(k): v for k, v in facts["unreadable"].items()}, folder)
+
+
+def _build(
+    read: Callable[[int], Grey],
+    count: int,
+    size: int,
+    folder: Path,
+    store: Store,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    work = store.partial(f"pixels-{folder.name}")
+    images = np.lib.format.open_memmap(
+        work / "images.npy", mode="w+", dtype=np.uint8, shape=(count, size, size)
+    )
+    unreadable: dict[int, str] = {}
+
+    def one(row: int) -> None:
+        try:
+            images[row] = read(row)
+        except UnreadableImageError as error:
+            unreadable[row] = str(error)
+
+    # Pillow and OpenCV release the interpreter lock while they decode.
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for done, _ in enumerate(pool.map(one, range(count)), start=1):
+            if progress and (done % 100 == 0 or done == count):
+                progress(done, count)
+    images.flush()
+    del images
+    write_json(work / "done.json", {"unreadable": {str(k): unreadable[k] for k in sorted(unreadable)}})
+    fsync_tree(work)
+    shutil.rmtree(folder, ignore_errors=True)
+    work.rename(folder)

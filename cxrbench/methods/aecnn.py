@@ -1,0 +1,167 @@
+"""AE-CNN: a classifier that reads an autoencoder's code instead of a resized image.
+
+Ranjan et al., ICVGIP 2018, in Bagal's re-implementation. Three trainings: (1) the classifier on resized
+images, the same as the DenseNet121 baseline and shared with it; (2) the autoencoder on small crops;
+(3) both, end to end, on crops of the full image. Shapes: B batch, S side of the classifier's input.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from cxrbench.core.spec import Augment, MethodParams, Recipe
+from cxrbench.core.stage import DataView, Stage, fit
+from cxrbench.methods.base import Batch, Classifier, Method, State
+from cxrbench.methods.densenet121 import BL5, QUICK, TUNED, BackboneClassifier, BackboneParams, DenseNet121
+from cxrbench.nn.autoencoder import SCALE, Autoencoder, reconstruction_mse
+from cxrbench.nn.backbones import load_whole, to_unit
+from cxrbench.nn.losses import masked_bce
+
+FLIPS = Augment(horizontal_flip=0.5, vertical_flip=0.5)
+
+
+class AutoencoderParams(MethodParams):
+    """Stage 2: crops of `patch` pixels from the full image."""
+
+    patch: int = Field(128, ge=16, multiple_of=SCALE)
+    clip_code: bool = False  # as coded: the code is cut to [0, 1] only from stage 3 on
+    recipe: Recipe = BL5.model_copy(update={"augment": FLIPS, "validation_view": "resize"})
+
+
+class PatchAutoencoder(Method):
+    """Stage 2: the autoencoder alone, on random crops of the full image, mean squared error."""
+
+    name = "patch-autoencoder"
+    version = 1
+    Params = AutoencoderParams
+    params: AutoencoderParams
+
+    def __init__(self, params: AutoencoderParams, labels: tuple[str, ...]) -> None:
+        super().__init__(params, labels)
+        self.autoencoder = Autoencoder(clip_code=params.clip_code)
+
+
+    @classmethod
+    def image_size(cls, params: AutoencoderParams) -> tuple[int, int]:
+        return SCALE * params.recipe.load, params.patch
+
+    @property
+    def monitor(self) -> str:
+        """It has no labels, so the loss chooses whatever the recipe of a whole sweep says."""
+        return "val_loss"
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        image = to_unit(batch["image"])
+        loss = reconstruction_mse(self.autoencoder(image)[1], image)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(image))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        image = to_unit(batch["image"])
+        loss = reconstruction_mse(self.autoencoder(image)[1], image)
+        # Padding under DDP repeats at most a few images here; the mean over images is weighted.
+        self.log("val_loss", loss, batch_size=len(image), sync_dist=True)
+
+
+class AECNNParams(MethodParams):
+    """Stage 3, and the parameters of the two trainings that it starts from."""
+
+    backbone: str = "densenet121"
+    bce_weight: float = Field(0.9, ge=0, le=1)  # lambda; the reconstruction has 1 - lambda
+    clip_code: bool = True
+    classifier: BackboneParams = BackboneParams()
+    autoencoder: AutoencoderParams = AutoencoderParams()
+    recipe: Recipe = BL5.model_copy(
+        update={
+            "augment": Augment(horizontal_flip=0.5, rotate=5),
+            "validation_view": "resize",
+        }
+    )
+
+
+class AECNN(Classifier):
+    """AE-CNN: a classifier that reads an autoencoder's code instead of a resized image (Ranjan et al., 2018)."""
+
+    name = "aecnn"
+    version = 1
+    paper = "Ranjan et al., ICVGIP 2018; Bagal's re-implementation"
+    Params = AECNNParams
+    params: AECNNParams
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "tuned": {
+            "classifier": {"recipe": TUNED.model_dump()},
+            "autoencoder": {
+                "clip_code": True,
+                "recipe": {**TUNED.model_dump(), "select": "val_loss", "augment": FLIPS.model_dump()},
+            },
+            "recipe": TUNED.model_dump(),
+        },
+        "quick": {
+            "classifier": {"pretrained": "none", "recipe": QUICK.model_dump()},
+            "autoencoder": {
+                "patch": 64,
+                "clip_code": True,
+                "recipe": {**QUICK.model_dump(), "select": "val_loss", "augment": FLIPS.model_dump()},
+            },
+            "recipe": {**QUICK.model_dump(), "learning_rate": 5e-4},
+        },
+    }
+    reported = {
+        "chestxray14": {
+            "split": "official",
+            "source": "Bagal's re-implementation of AE-CNN, Table 1, AECNN (R)",
+            "macro": {"auc": 0.8221},
+            "labels": {
+                "Atelectasis": 0.7844, "Cardiomegaly": 0.9006, "Consolidation": 0.7514,
+                "Edema": 0.8586, "Effusion": 0.8354, "Emphysema": 0.9206, "Fibrosis": 0.8458,
+                "Hernia": 0.9105, "Infiltration": 0.7027, "Mass": 0.8305, "Nodule": 0.7787,
+                "Pleural_Thickening": 0.7910, "Pneumonia": 0.7343, "Pneumothorax": 0.8647,
+            },
+        },
+    }  # fmt: skip
+
+    def __init__(self, params: AECNNParams, labels: tuple[str, ...]) -> None:
+        super().__init__(params, labels)
+        self.autoencoder = Autoencoder(clip_code=params.clip_code)
+        # Its weights come from stage 1, so nothing else is loaded here.
+        start = params.classifier.model_copy(
+            update={"backbone": params.backbone, "pretrained": "none"}
+        )
+        self.classifier = BackboneClassifier(start, labels)
+
+    @classmethod
+    def stages(cls, data: DataView, params: AECNNParams) -> Stage:
+        start = params.classifier.model_copy(update={"backbone": params.backbone})
+        classifier = fit(DenseNet121, data, start)  # the same digest as the baseline's
+        autoencoder = fit(PatchAutoencoder, data, params.autoencoder)
+        return fit(cls, data, params, classifier=classifier, autoencoder=autoencoder)
+
+    @classmethod
+    def image_size(cls, params: AECNNParams) -> tuple[int, int]:
+        return SCALE * params.recipe.load, SCALE * params.recipe.size
+
+    def receive(self, inputs: Mapping[str, State]) -> None:
+        load_whole(self.classifier, inputs["classifier"], source="stage 1")
+        load_whole(self.autoencoder, _below("autoencoder", inputs["autoencoder"]), source="stage 2")
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images [B, 1, 4S, 4S] in [0, 1] to logits [B, K]."""
+        logits: Tensor = self.classifier(self.autoencoder.encode(image))
+        return logits
+
+    def loss(self, batch: Batch) -> Tensor:
+        image = to_unit(batch["image"])
+        code, reconstruction = self.autoencoder(image)
+        bce = masked_bce(self.classifier(code), batch["target"], batch["known"])
+        mse = reconstruction_mse(reconstruction, image)
+        self.log_dict(
+            {"train_bce": bce, "train_mse": mse}, on_step=False, on_epoch=True, batch_size=len(image)
+        )
+        return self.params.bce_weight * bce + (1 - self.params.bce_weight) * mse
+
+
+def _below(prefix: str, state: State) -> State:
+    return {name.removeprefix(f"{prefix}."): value for name, value in state.items()}

@@ -1,0 +1,185 @@
+"""What every method is: a LightningModule that says everything about itself.
+
+Shapes: B batch, S side, K labels.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypedDict
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from cxrbench.core.errors import ConfigError, DataError
+from cxrbench.core.spec import MethodParams, Preset
+from cxrbench.core.stage import DataView, Stage, fit
+from cxrbench.methods.optimisers import build_optimiser
+from cxrbench.metrics.classification import roc_auc
+from cxrbench.nn.backbones import to_unit
+from cxrbench.nn.losses import masked_bce
+
+State = dict[str, Tensor]
+
+
+class Batch(TypedDict):
+    """What the loaders give: uint8 `image` [B, 1, S, S] or ten crops [B, 10, 1, S, S], `target` and
+    `known` [B, K], `row` [B]."""
+
+    image: Tensor
+    target: Tensor
+    known: Tensor
+    row: Tensor
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, nested dictionaries too."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+class Method(L.LightningModule):
+    """Base of every trained part. A part with `presets` is a method that can be named and scored."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = ""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    # data set -> {"split", "source", "macro": {metric: value}, "labels": {label: auc}}
+    reported: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    Params: ClassVar[type[MethodParams]] = MethodParams
+    params: MethodParams
+
+    def __init__(self, params: MethodParams, labels: tuple[str, ...]) -> None:
+        super().__init__()
+        self.params = params
+        self.labels = labels
+
+    @classmethod
+    def resolve(
+        cls, preset: Preset, params: Mapping[str, Any], recipe: Mapping[str, Any], *, where: str
+    ) -> MethodParams:
+        """The preset with `params` laid over it, and `recipe` over the recipe of every stage."""
+        if preset not in cls.presets:
+            raise ConfigError(
+                f"{where}: {cls.name} has no preset {preset!r}; it has {', '.join(cls.presets)}"
+            )
+        base = cls.Params.parse(cls.presets[preset], where=f"{cls.name}.presets[{preset!r}]")
+        tree = _with_recipe(base.model_dump(), recipe)
+        return cls.Params.parse(merge(tree, params), where=where)
+
+    @classmethod
+    def stages(cls, data: DataView, params: Any) -> Stage:
+        """The graph of trainings that ends in the model to be scored."""
+        return fit(cls, data, params)
+
+    @classmethod
+    def image_size(cls, params: Any) -> tuple[int, int]:
+        """(side at which images are read, side of a view of them) in pixels."""
+        return params.recipe.load, params.recipe.size
+
+    @property
+    def monitor(self) -> str:
+        """The validation metric that chooses the epoch."""
+        return self.params.recipe.select
+
+    def receive(self, inputs: Mapping[str, State]) -> None:
+        """Take the weights of earlier stages, by the names that `stages` gave them."""
+        if inputs:
+            raise NotImplementedError(f"{self.name} is given {list(inputs)} but takes nothing")
+
+    def weights_source(self) -> dict[str, Any]:
+        """Where the initial weights came from, for the record."""
+        return {}
+
+    def configure_optimizers(self) -> Any:
+        steps = int(self.trainer.estimated_stepping_batches)
+        per_epoch = max(1, steps // max(1, self.params.recipe.epochs))
+        return build_optimiser(self, self.params.recipe, steps, per_epoch)
+
+
+def _with_recipe(tree: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """`recipe` laid over every recipe in a tree of parameters."""
+    laid: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key == "recipe":
+            laid[key] = merge(value, recipe)
+        else:
+            laid[key] = _with_recipe(value, recipe) if isinstance(value, dict) else value
+    return laid
+
+
+class Classifier(Method):
+    """A method that gives a probability for each label; subclasses say `forward` and may add to `loss`."""
+
+    def __init__(self, params: MethodParams, labels: tuple[str, ...]) -> None:
+        super().__init__(params, labels)
+        self._validation: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images [B, 1, S, S] in [0, 1] to logits [B, K]."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The training loss of a batch, a scalar."""
+        return masked_bce(self(to_unit(batch["image"])), batch["target"], batch["known"])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["row"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logits = self(to_unit(batch["image"])).float()
+        self._validation.append((batch["row"], logits, batch["target"], batch["known"]))
+
+    def on_validation_epoch_end(self) -> None:
+        columns = [torch.cat(parts) for parts in zip(*self._validation, strict=True)]
+        self._validation.clear()
+        if self.trainer.world_size > 1:
+            columns = [_join(self.all_gather(column)) for column in columns]
+        row, logits, target, known = columns
+        # Padding under DDP repeats images: each counts once, so devices do not change the number.
+        _, first = np.unique(row.cpu().numpy(), return_index=True)
+        kept = torch.from_numpy(first).to(row.device)
+        logits, target, known = logits[kept], target[kept], known[kept].bool()
+        self.log("val_loss", masked_bce(logits, target, known), rank_zero_only=False)
+        auc = mean_auc(logits, target, known)
+        if auc is not None:
+            self.log("val_auc", auc)
+        elif self.params.recipe.select == "val_auc":
+            raise DataError(
+                "recipe.select is val_auc, but no label has both classes in the validation part; "
+                "use --set params.recipe.select=val_loss"
+            )
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Probabilities [B, K] float64; ten crops are averaged as logits."""
+        image = to_unit(batch["image"])
+        views = image.flatten(0, 1) if image.ndim == 5 else image
+        logits = self(views).float()
+        if image.ndim == 5:
+            logits = logits.view(image.shape[0], image.shape[1], -1).mean(dim=1)
+        return torch.sigmoid(logits.double().cpu())
+
+
+def _join(gathered: Tensor) -> Tensor:
+    return gathered.flatten(0, 1)  # [devices, N, ...] to [devices * N, ...]
+
+
+def mean_auc(logits: Tensor, target: Tensor, known: Tensor) -> float | None:
+    """Macro AUC over the labels that have both classes; None when no label has."""
+    scores = logits.double().cpu().numpy()
+    truth, mask = target.cpu().numpy(), known.cpu().numpy()
+    if not np.isfinite(scores).all():
+        return None
+    values = [
+        value
+        for k in range(scores.shape[1])
+        if (value := roc_auc(truth[mask[:, k], k], scores[mask[:, k], k])) is not None
+    ]
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,254 @@
+"""Exact binary scores of one label: AUC, average precision, precision at a recall, confusion.
+
+N: images. Every function takes a binary target [N] and a finite score [N]; a higher score means
+more likely positive. An undefined score is None, never NaN and never 0, so that a mean over labels
+cannot swallow a label without positives.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+# Slack on "recall >= floor", relative to the positives: far above float64 rounding, and far below
+# the recall that one image is worth in any data set.
+RECALL_SLACK = 1e-12
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold (positive if score >= threshold) and what it reaches where it was picked."""
+
+    threshold: float
+    precision: float
+    recall: float
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of images at one threshold, as shares of all images and as rates.
+
+    The shares sum to 1. The thorax-crop paper prints them under the names "TP rate" to "FN rate".
+    """
+
+    tp: int
+    fp: int
+    tn: int
+    fn: int
+
+    @property
+    def images(self) -> int:
+        return self.tp + self.fp + self.tn + self.fn
+
+    @property
+    def tp_share(self) -> float | None:
+        return _ratio(self.tp, self.images)
+
+    @property
+    def fp_share(self) -> float | None:
+        return _ratio(self.fp, self.images)
+
+    @property
+    def tn_share(self) -> float | None:
+        return _ratio(self.tn, self.images)
+
+    @property
+    def fn_share(self) -> float | None:
+        return _ratio(self.fn, self.images)
+
+    @property
+    def recall(self) -> float | None:
+        return _ratio(self.tp, self.tp + self.fn)
+
+    @property
+    def specificity(self) -> float | None:
+        return _ratio(self.tn, self.tn + self.fp)
+
+    @property
+    def precision(self) -> float | None:
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def false_positive_rate(self) -> float | None:
+        return _ratio(self.fp, self.tn + self.fp)
+
+    @property
+    def accuracy(self) -> float | None:
+        return _ratio(self.tp + self.tn, self.images)
+
+    def as_dict(self) -> dict[str, int | float | None]:
+        return {
+            **asdict(self),
+            "tp_share": self.tp_share,
+            "fp_share": self.fp_share,
+            "tn_share": self.tn_share,
+            "fn_share": self.fn_share,
+            "recall": self.recall,
+            "specificity": self.specificity,
+            "precision": self.precision,
+            "false_positive_rate": self.false_positive_rate,
+            "accuracy": self.accuracy,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Images sorted once by score: what every distinct threshold catches, highest first.
+
+    threshold, tp, fp: [G], one entry per distinct score; tp and fp are the weights (counts, if no
+    weight was given) of the positives and negatives scored at or above it.
+    """
+
+    threshold: FloatArray
+    tp: FloatArray
+    fp: FloatArray
+
+    @classmethod
+    def of(cls, target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> "Ranking":
+        sample = _check(target, score, weight)
+        order = np.argsort(-sample.score, kind="stable")
+        ranked = sample.score[order]
+        last_of_tie = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: ranked.size])
+        # Whole numbers stay exact in float64 up to 2**53.
+        tp = np.cumsum((sample.weight * sample.positive)[order])[last_of_tie]
+        fp = np.cumsum((sample.weight * ~sample.positive)[order])[last_of_tie]
+        return cls(ranked[last_of_tie], tp, fp)
+
+    @property
+    def positives(self) -> float:
+        return float(self.tp[-1]) if self.tp.size else 0.0
+
+    @property
+    def negatives(self) -> float:
+        return float(self.fp[-1]) if self.fp.size else 0.0
+
+    def roc_auc(self) -> float | None:
+        """Area under the ROC curve, a tie counted half; None if one class is absent."""
+        if self.positives == 0 or self.negatives == 0:
+            return None
+        tp_above = np.append(0.0, self.tp[:-1])
+        wins_twice = np.sum(np.diff(self.fp, prepend=0.0) * (tp_above + self.tp))
+        return float(wins_twice / (2 * self.positives * self.negatives))
+
+    def average_precision(self) -> float | None:
+        """Mean over positives of the precision at their score; None without positives.
+
+        A step function: straight lines in precision-recall space are too optimistic (Davis &
+        Goadrich 2006).
+        """
+        if self.positives == 0:
+            return None
+        gained = np.diff(self.tp, prepend=0.0)
+        return float(np.sum(gained * (self.tp / (self.tp + self.fp))) / self.positives)
+
+    def precision_at_recall(self, recall: float = 0.95) -> OperatingPoint | None:
+        """The most precise threshold whose recall is at least `recall`; None without positives.
+
+        Of equal precisions the one with the higher recall.
+        """
+        check_recall(recall)
+        if self.positives == 0:
+            return None
+        first = int(np.argmax(self.tp >= (recall - RECALL_SLACK) * self.positives))
+        precision = self.tp[first:] / (self.tp[first:] + self.fp[first:])
+        best = first + int(np.flatnonzero(precision == precision.max())[-1])
+        return OperatingPoint(
+            threshold=float(self.threshold[best]),
+            precision=float(precision[best - first]),
+            recall=float(self.tp[best] / self.positives),
+        )
+
+
+def roc_auc(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float | None:
+    """Area under the ROC curve, a tie counted half; None if one class is absent."""
+    return Ranking.of(target, score, weight).roc_auc()
+
+
+def average_precision(
+    target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None
+) -> float | None:
+    """Area under the precision-recall steps; None without positives, 1.0 without negatives."""
+    return Ranking.of(target, score, weight).average_precision()
+
+
+def precision_at_recall(
+    target: ArrayLike, score: ArrayLike, recall: float = 0.95, weight: ArrayLike | None = None
+) -> OperatingPoint | None:
+    """The most precise threshold whose recall is at least `recall`; None without positives."""
+    return Ranking.of(target, score, weight).precision_at_recall(recall)
+
+
+def confusion_at(target: ArrayLike, score: ArrayLike, threshold: float) -> Confusion:
+    """Counts of images when a score at or above `threshold` is called positive."""
+    if math.isnan(threshold):
+        raise ValueError("threshold is NaN")
+    sample = _check(target, score, None)
+    called = sample.score >= threshold
+    return Confusion(
+        tp=int(np.sum(called & sample.positive)),
+        fp=int(np.sum(called & ~sample.positive)),
+        tn=int(np.sum(~called & ~sample.positive)),
+        fn=int(np.sum(~called & sample.positive)),
+    )
+
+
+def constant_floor(target: ArrayLike) -> dict[str, float | None]:
+    """What a classifier that gives every image the same score reaches."""
+    truth = np.asarray(target)
+    floor = Ranking.of(truth, np.zeros(truth.shape))
+    point = floor.precision_at_recall()
+    return {
+        "auc": floor.roc_auc(),
+        "pr_auc": floor.average_precision(),
+        "precision_at_95_recall": None if point is None else point.precision,
+    }
+
+
+def as_binary(target: ArrayLike) -> BoolArray:
+    """`target` as booleans; ValueError unless every entry is 0 or 1."""
+    truth = np.asarray(target)
+    wrong = np.flatnonzero(~((truth == 0) | (truth == 1)))
+    if wrong.size:
+        raise ValueError(f"target: {wrong.size} entries are not 0 or 1, the first at {wrong[0]}")
+    return np.asarray(truth == 1, dtype=np.bool_)
+
+
+def check_recall(recall: float) -> None:
+    """ValueError unless `recall` is in (0, 1]."""
+    if not 0 < recall <= 1:
+        raise ValueError(f"recall is {recall}; it must be above 0 and at most 1")
+
+
+class _Sample(NamedTuple):
+    score: FloatArray  # [N]
+    positive: BoolArray  # [N]
+    weight: FloatArray  # [N], above 0
+
+
+def _check(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None) -> _Sample:
+    values = np.asarray(score, dtype=np.float64)
+    positive = as_binary(target)
+    if values.ndim != 1 or positive.shape != values.shape:
+        raise ValueError(f"target {positive.shape} and score {values.shape}: need [N] and [N]")
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise ValueError(f"score: {bad.size} entries are NaN or infinite, the first at {bad[0]}")
+    if weight is None:
+        return _Sample(values, positive, np.ones(values.shape))
+    weights = np.asarray(weight, dtype=np.float64)
+    if weights.shape != values.shape:
+        raise ValueError(f"weight {weights.shape} and score {values.shape}: need [N] and [N]")
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if bad.size:
+        raise ValueError(f"weight: {bad.size} entries are not >= 0, the first at {bad[0]}")
+    kept = weights > 0  # an image of weight 0 is absent: its score is no threshold
+    return _Sample(values[kept], positive[kept], weights[kept])
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

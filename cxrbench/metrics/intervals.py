@@ -1,0 +1,229 @@
+"""Patient-clustered bootstrap of AUC, PR-AUC and precision at a recall.
+
+N: images, K: labels, C: clusters (patients), R: replicates, B: replicates in a block. Images of one
+patient are alike, so a bootstrap over images gives intervals that are too narrow; here whole
+patients are drawn with replacement (Field & Welsh 2007).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cxrbench.metrics.classification import RECALL_SLACK, check_recall
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+IndexArray = NDArray[np.intp]
+
+Metric = Literal["auc", "pr_auc", "precision_at_recall"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+# Image weights held at once: two int64 arrays of this many entries stay in the cache.
+BLOCK_ENTRIES = 2**18
+
+
+@dataclass(frozen=True, eq=False)
+class Bootstrap:
+    """Replicates of every metric over the same resamples of clusters.
+
+    values: metric -> [R, K]; NaN marks a replicate in which the metric is undefined. defined: [K],
+    the labels with both classes in the full sample; the macro mean is over these. Replicate r is
+    the same resample for every label, and for every method scored with the same seed and the same
+    set of clusters: differences between their replicates are paired.
+    """
+
+    values: Mapping[Metric, FloatArray]
+    defined: NDArray[np.bool_]
+    clusters: int
+    seed: int
+    level: float
+
+    def replicates(self, metric: Metric, label: int | None = None) -> FloatArray:
+        """[R] of one label, or of the macro mean without a label; NaN where undefined."""
+        values = self.values[metric]
+        if label is not None:
+            return values[:, label]
+        if not self.defined.any():
+            return np.full(values.shape[0], np.nan)
+        return np.asarray(values[:, self.defined].mean(axis=1), dtype=np.float64)
+
+    def dropped(self, metric: Metric, label: int | None = None) -> int:
+        """How many replicates the interval leaves out because the metric is undefined in them.
+
+        A macro replicate is left out as soon as one of its labels is undefined.
+        """
+        return int(np.isnan(self.replicates(metric, label)).sum())
+
+    def interval(self, metric: Metric, label: int | None = None) -> tuple[float, float] | None:
+        """The central `level` of the defined replicates; None if nothing can be resampled."""
+        values = self.replicates(metric, label)
+        values = values[~np.isnan(values)]
+        # Every resample of a single cluster is the sample itself: no spread, so no interval.
+        if self.clusters < 2 or not values.size:
+            return None
+        low, high = np.quantile(values, [(1 - self.level) / 2, (1 + self.level) / 2])
+        return float(low), float(high)
+
+
+def clustered_bootstrap(
+    target: ArrayLike,
+    score: ArrayLike,
+    known: ArrayLike,
+    cluster: ArrayLike,
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    recall: float = 0.95,
+) -> Bootstrap:
+    """Resample clusters with replacement and score every label on each resample.
+
+    target, score, known: [N, K]; cluster: [N]. Entries that are not known are in no resample of
+    that label; the clusters are drawn from all of them. ValueError for a known target other than 0
+    or 1, or a known score that is not finite.
+    """
+    if replicates < 0 or not 0 < level < 1:
+        raise ValueError(f"replicates {replicates} must be >= 0, level {level} between 0 and 1")
+    check_recall(recall)
+    codes, clusters = cluster_codes(cluster)
+    plans = _plans(np.asarray(target), np.asarray(score, dtype=np.float64), known, codes)
+    values = np.full((len(METRICS), replicates, len(plans)), np.nan)
+    generator = np.random.default_rng(seed)
+    block = max(1, BLOCK_ENTRIES // max(codes.size, 1))
+    for start in range(0, replicates, block):
+        rows = slice(start, min(start + block, replicates))
+        count = resample_counts(generator, rows.stop - rows.start, clusters)
+        for label, plan in enumerate(plans):
+            if plan.positive.size:
+                values[:, rows, label] = _score_block(plan, count, recall)
+    return Bootstrap(
+        values=dict(zip(METRICS, values, strict=True)),
+        defined=np.array([bool(p.positive.size and p.negative.size) for p in plans], dtype=bool),
+        clusters=clusters,
+        seed=seed,
+        level=level,
+    )
+
+
+def resample_counts(generator: np.random.Generator, replicates: int, clusters: int) -> IntArray:
+    """How often each cluster is drawn in each resample, [R, C]; every row sums to C.
+
+    Draws one after the other, so blocks of any size yield the same resamples.
+    """
+    drawn = generator.integers(clusters, size=(replicates, clusters))
+    drawn += np.arange(replicates)[:, None] * clusters
+    count = np.bincount(drawn.ravel(), minlength=replicates * clusters)
+    return count.reshape(replicates, clusters).astype(np.int64, copy=False)
+
+
+def cluster_codes(cluster: ArrayLike) -> tuple[IndexArray, int]:
+    """Each image's cluster as 0..C-1, and C.
+
+    Numbered in the order of their text, so that the same patients give the same resamples whatever
+    the order of the rows and whether ids were read as text or as integers. ValueError for an id
+    that is neither (a missing one, say).
+    """
+    ids = np.asarray(cluster)
+    if ids.ndim != 1:
+        raise ValueError(f"cluster {ids.shape}: need [N]")
+    if ids.dtype.kind == "O":
+        bad = [i for i, name in enumerate(ids) if not isinstance(name, str | int | np.integer)]
+    else:
+        bad = [] if ids.dtype.kind in "iuU" else list(range(ids.size))
+    text = ids.astype(str)
+    bad = bad or [int(i) for i in np.flatnonzero(text == "")]
+    if bad:
+        raise ValueError(
+            f"cluster: {len(bad)} ids are missing or neither text nor integer, the first at "
+            f"{bad[0]}: {ids[bad[0]]!r}"
+        )
+    names, codes = np.unique(text, return_inverse=True)
+    return codes.astype(np.intp, copy=False), int(names.size)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """One label's images by descending score, as far as resampling needs it.
+
+    Precision falls between two positives, so only the distinct scores of positives (G levels) can
+    matter to any of the metrics: the negatives enter as counts at these levels.
+    """
+
+    positive: IndexArray  # [P] cluster of each positive
+    negative: IndexArray  # [M] cluster of each negative
+    last: IndexArray  # [G] the last positive of each level
+    above: IndexArray  # [G] number of negatives scored above the level
+    through: IndexArray  # [G] number of negatives scored at or above the level
+
+
+def _plans(
+    target: NDArray[np.generic], score: FloatArray, known: ArrayLike, codes: IndexArray
+) -> list[_Plan]:
+    mask = np.asarray(known, dtype=np.bool_)
+    if score.ndim != 2 or not target.shape == mask.shape == score.shape:
+        raise ValueError(
+            f"target {target.shape}, score {score.shape}, known {mask.shape}: need [N, K] each"
+        )
+    if codes.size != score.shape[0]:
+        raise ValueError(f"cluster has {codes.size} entries for {score.shape[0]} images")
+    positive = target == 1
+    for name, fault, wrong in (
+        ("score", "NaN or infinite", ~np.isfinite(score)),
+        ("target", "not 0 or 1", ~(positive | (target == 0))),
+    ):
+        bad = np.argwhere(mask & wrong)
+        if bad.size:
+            raise ValueError(
+                f"{name}: {len(bad)} known entries are {fault}, the first at row {bad[0][0]}, "
+                f"label {bad[0][1]}"
+            )
+    columns = zip(positive.T, score.T, mask.T, strict=True)
+    return [_plan(p[m], s[m], codes[m]) for p, s, m in columns]
+
+
+def _plan(positive: NDArray[np.bool_], score: FloatArray, codes: IndexArray) -> _Plan:
+    order = np.argsort(-score, kind="stable")
+    score, positive, codes = score[order], positive[order], codes[order]
+    levels = score[positive]
+    last = np.flatnonzero(np.append(levels[1:] != levels[:-1], True)[: levels.size])
+    negatives = -score[~positive]  # ascending, as searchsorted needs it
+    return _Plan(
+        positive=codes[positive],
+        negative=codes[~positive],
+        last=last,
+        above=np.searchsorted(negatives, -levels[last], side="left"),
+        through=np.searchsorted(negatives, -levels[last], side="right"),
+    )
+
+
+def _score_block(plan: _Plan, count: IntArray, recall: float) -> FloatArray:
+    """The metrics of one label on a block of resamples, [3, B] in the order of METRICS."""
+    tp = np.cumsum(_take(count, plan.positive), axis=1)[:, plan.last]  # [B, G]
+    fp = np.zeros((count.shape[0], plan.negative.size + 1), dtype=np.int64)
+    np.cumsum(_take(count, plan.negative), axis=1, out=fp[:, 1:])
+    positives, negatives = tp[:, -1], fp[:, -1]
+    above, through = _take(fp, plan.above), _take(fp, plan.through)
+    gained = np.diff(tp, axis=1, prepend=0)
+
+    values = np.full((len(METRICS), count.shape[0]), np.nan)
+    pairs = positives * negatives
+    wins_twice = 2 * pairs - np.einsum("bg,bg->b", gained, above + through)
+    np.divide(wins_twice, 2 * pairs, out=values[0], where=pairs > 0)
+
+    # An empty prefix has tp = 0: dividing by 1 gives it the precision 0, which nothing picks.
+    precision = tp / np.maximum(tp + through, 1)
+    np.divide(
+        np.einsum("bg,bg->b", gained, precision), positives, out=values[1], where=positives > 0
+    )
+    floor = (recall - RECALL_SLACK) * positives
+    best = np.max(precision, axis=1, where=tp >= floor[:, None], initial=0.0)
+    np.copyto(values[2], best, where=positives > 0)
+    return values
+
+
+def _take(rows: IntArray, index: IndexArray) -> IntArray:
+    # mode="clip" only skips the bounds check: the indices are in range by construction.
+    return rows.take(index, axis=1, mode="clip")

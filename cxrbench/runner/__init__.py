@@ -1,0 +1,1 @@
+"""Floor 4: plan, schedule, run and score stages."""

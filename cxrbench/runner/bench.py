@@ -1,0 +1,93 @@
+"""A benchmark from specification to records."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cxrbench.core.errors import ConfigError, UsageError
+from cxrbench.core.frozen import nearest
+from cxrbench.core.registry import Registry, normalise
+from cxrbench.core.spec import BenchSpec, Execution, MethodEntry
+from cxrbench.core.store import Store
+from cxrbench.core.yamlfile import read_yaml
+from cxrbench.runner.bind import Progress
+from cxrbench.runner.devices import auto_precision
+from cxrbench.runner.finish import write_records
+from cxrbench.runner.plan import Plan, make_plan, method_entries
+from cxrbench.runner.schedule import Outcome, Status, run_plan
+
+Mode = Literal["missing", "force", "collect"]
+
+
+@dataclass
+class Result:
+    """What a benchmark did."""
+
+    plan: Plan
+    outcome: Outcome
+    records: list[Path]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run has its scores."""
+        return not self.outcome.failed and not self.outcome.interrupted
+
+
+def read_spec(path: Path) -> BenchSpec:
+    """A benchmark's YAML file; relative data folders are relative to the file."""
+    spec = BenchSpec.parse(read_yaml(path) or {}, where=str(path))
+    entries = [
+        e.model_copy(update={"path": path.parent / e.path}) if e.path else e for e in spec.datasets
+    ]
+    return spec.model_copy(update={"datasets": entries})
+
+
+def narrow(spec: BenchSpec, registry: Registry, only: list[str]) -> BenchSpec:
+    """The specification with the named methods alone."""
+    if not only:
+        return spec
+    asked = {normalise(name) for word in only for name in word.split(",")}
+    entries = {normalise(entry.name): entry for entry in method_entries(spec, registry)}
+    for name in asked - set(entries):
+        raise UsageError(f"--only {name}: not in {spec.name}; {nearest(name, entries)}")
+    kept: list[str | MethodEntry] = [entry for name, entry in entries.items() if name in asked]
+    return spec.model_copy(update={"methods": kept})
+
+
+def plan_bench(
+    spec: BenchSpec,
+    registry: Registry,
+    store: Store,
+    accelerator: str,
+    progress: Progress | None = None,
+) -> Plan:
+    """The plan; ConfigError when any run would see its own test patients."""
+    store.check_writable()
+    precision = auto_precision(accelerator)
+    plan = make_plan(spec, registry, store, precision=precision, progress=progress)
+    if plan.leaks:
+        raise ConfigError("the plan leaks test patients into training; nothing was run:\n  "
+                          + "\n  ".join(plan.leaks))  # fmt: skip
+    return plan
+
+
+def run_bench(
+    plan: Plan,
+    registry: Registry,
+    store: Store,
+    execution: Execution,
+    mode: Mode,
+    *,
+    show: Callable[[Status], None] = lambda status: None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Result:
+    """Build what is missing, then write the records of all finished runs."""
+    outcome = Outcome()
+    if mode == "force":
+        for stage in plan.graph.values():
+            store.discard(stage.key)
+            store.clear_partial(stage.key)
+    if mode != "collect" and plan.missing(store):
+        outcome = run_plan(plan, store, registry, execution, show=show, tell=tell)
+    return Result(plan, outcome, write_records(plan, store, again=mode == "force"))

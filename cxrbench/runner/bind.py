@@ -1,0 +1,153 @@
+"""Data sets bound to a folder: revision, split and counts, remembered until any file changes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cxrbench.core.digest import digest, package_digest
+from cxrbench.core.errors import ConfigError
+from cxrbench.core.frozen import Frozen
+from cxrbench.core.registry import Registry
+from cxrbench.core.stage import DataView
+from cxrbench.core.store import Store, read_json, write_json
+from cxrbench.core.treeprint import tree_fingerprint
+
+Progress = Callable[[str, int, int], None]  # (what, done, of)
+
+
+class Binding(Frozen):
+    """What planning must know of a data set in a folder; no pixels, no rows."""
+
+    dataset: str
+    version: int
+    params: dict[str, Any]
+    revision: str
+    labels: list[str]
+    split: str
+    split_digest: str
+    folds: int
+    facts: dict[str, Any]
+
+    def view(self, *, fold: int, seed: int, skip_unreadable: bool) -> DataView:
+        """One fold as the stages see it."""
+        if fold >= self.folds:
+            raise ConfigError(
+                f"{self.dataset}: fold {fold} does not exist; split {self.split!r} has "
+                f"{'one fold, 0' if self.folds == 1 else f'folds 0-{self.folds - 1}'}"
+            )
+        return DataView(
+            dataset=self.dataset,
+            version=self.version,
+            params=self.params,
+            revision=self.revision,
+            split=self.split,
+            split_digest=self.split_digest,
+            fold=fold,
+            labels=tuple(self.labels),
+            skip_unreadable=skip_unreadable,
+            root_seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A data set that is read: its class, parameters, index, split and content hashes."""
+
+    cls: Any
+    params: Frozen
+    index: Any
+    split: Any
+    contents: list[str]
+    revision: str
+    facts: dict[str, Any]
+
+
+def open_dataset(
+    cls: Any,
+    root: Path | None,
+    params: dict[str, Any],
+    split: str,
+    store: Store,
+    progress: Progress | None = None,
+) -> Opened:
+    """Read index, content hashes and split of a data set."""
+    from cxrbench.data.index import content_hashes
+    from cxrbench.data.splits import find_split
+
+    parsed = cls.Params.parse(params, where=f"data set {cls.name}")
+    index = cls.read_index(root.expanduser().resolve() if root else None, parsed)
+    cache = store.root / "cache" / f"hashes-{digest(str(index.root))[:16]}.parquet"
+    report = (lambda done, of: progress(f"hashing {cls.name}", done, of)) if progress else None
+    contents = content_hashes(index, cache, report)
+    revision = index.revision(contents)
+    found, facts = find_split(cls, index, split, revision, store)
+    return Opened(cls, parsed, index, found, contents, revision, facts)
+
+
+def bind(
+    registry: Registry,
+    name: str,
+    root: Path | None,
+    params: dict[str, Any],
+    split: str,
+    store: Store,
+    progress: Progress | None = None,
+) -> Binding:
+    """The binding of a data set; from the cache when neither code nor files have changed."""
+    entry = registry.entry("datasets", name)
+    key = _cache_key(registry, entry.name, root, params, split, store)
+    cached = store.root / "cache" / f"binding-{key[:16]}.json"
+    if cached.is_file():
+        return Binding.parse(read_json(cached), where=str(cached))
+    cls = registry.load("datasets", name)
+    opened = open_dataset(cls, root, params, split, store, progress)
+    from cxrbench.data.splits import describe
+
+    counts = describe(opened.split, opened.index)
+    binding = Binding(
+        dataset=cls.name,
+        version=cls.version,
+        params=opened.params.model_dump(mode="json"),
+        revision=opened.revision,
+        labels=list(opened.index.labels),
+        split=opened.split.name,
+        split_digest=opened.split.digest(opened.index),
+        folds=opened.split.folds,
+        facts={
+            "images": len(opened.index),
+            "patients": len(set(opened.index.patient_ids)),
+            "notes": opened.index.notes,
+            "phantom": cls.phantom,
+            "complete": bool(opened.facts.get("complete", True)),
+            "coverage": opened.facts.get("coverage"),
+            "rule": opened.split.rule,
+            "counts": counts,
+            "warnings": list(counts.get("warnings", [])),
+        },
+    )
+    write_json(cached, binding.model_dump(mode="json"))
+    return binding
+
+
+def _cache_key(
+    registry: Registry,
+    name: str,
+    root: Path | None,
+    params: dict[str, Any],
+    split: str,
+    store: Store,
+) -> str:
+    resolved = root.expanduser().resolve() if root else None
+    return digest(
+        {
+            "code": package_digest(),
+            "plugins": registry.fingerprint(),
+            "dataset": name,
+            "root": str(resolved),
+            "tree": tree_fingerprint(resolved) if resolved and resolved.exists() else None,
+            "params": params,
+            "split": split,
+            "store": str(store.root),
+        }
+    )

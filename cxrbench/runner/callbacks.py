@@ -1,0 +1,226 @@
+"""What happens around the steps of a training: randomness, saving, choosing, watching, stopping."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import safetensors.torch
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from torch import Tensor
+
+from cxrbench.core.errors import CxrbenchError, InterruptedRunError
+from cxrbench.core.seed import derive_seed
+from cxrbench.core.store import write_atomic
+from cxrbench.runner.checkpoint import register_state, state_path
+
+Trainer, Module = L.Trainer, L.LightningModule
+
+
+class NonFiniteLossError(CxrbenchError):
+    """A loss that is NaN or infinite: nothing after it would mean anything."""
+
+
+class StepSeeds(Callback):
+    """Randomness inside a step (dropout) as a function of seed, epoch, batch and rank."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int
+    ) -> None:
+        names = ("step", trainer.current_epoch, batch_idx, trainer.global_rank)
+        torch.manual_seed(derive_seed(self.seed, *names))
+
+
+class FiniteLoss(Callback):
+    """Stops at a loss that is not finite, before its step on a CPU and before any save on a GPU."""
+
+    def __init__(self) -> None:
+        self._bad: Tensor | None = None
+
+    def on_before_backward(self, trainer: Trainer, pl_module: Module, loss: Tensor) -> None:
+        bad = ~torch.isfinite(loss.detach())
+        if loss.device.type == "cpu":
+            if bool(bad):
+                self._stop(trainer)
+        else:  # reading a value from a GPU would make every step wait
+            self._bad = bad if self._bad is None else self._bad | bad
+
+    def check(self, trainer: Trainer) -> None:
+        """Raise if any loss since the last check was not finite."""
+        if self._bad is not None and bool(self._bad):
+            self._stop(trainer)
+        self._bad = None
+
+    def _stop(self, trainer: Trainer) -> None:
+        raise NonFiniteLossError(
+            f"the loss is not finite in epoch {trainer.current_epoch}, step {trainer.global_step}; the "
+            f"last good state is kept; lower recipe.learning_rate or set recipe.gradient_clip"
+        )
+
+
+class History(Callback):
+    """The metrics of every epoch; travels in the training state, so a resumed log has no gap."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": rate, **metrics}
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            shown = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}", flush=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+
+class KeepBest(Callback):
+    """The weights of the best epoch by a validation metric; the first of equals."""
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        self.folder, self.monitor = folder, monitor
+        self.sign = -1.0 if monitor.endswith("loss") else 1.0
+        self.epoch: int | None = None
+        self.value: float | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file of the best weights so far."""
+        return self.folder / f"best-{self.epoch}.safetensors"
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
+        metric = trainer.callback_metrics.get(self.monitor)
+        if metric is None:
+            raise CxrbenchError(f"validation gives no {self.monitor}, which recipe.select asks for")
+        value = float(metric)
+        if value != value:
+            raise NonFiniteLossError(f"{self.monitor} is not a number in epoch {trainer.current_epoch}")
+        if self.value is None or self.sign * value > self.sign * self.value:
+            self.epoch, self.value = trainer.current_epoch, value
+            if trainer.is_global_zero:
+                state = {n: t.contiguous() for n, t in pl_module.state_dict().items()}
+                write_atomic(self.path, safetensors.torch.save(state))
+
+    def forget_others(self) -> None:
+        """Remove weights that the saved state no longer names."""
+        for old in self.folder.glob("best-*.safetensors"):
+            if old != self.path:
+                old.unlink(missing_ok=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "value": self.value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epoch, self.value = state_dict["epoch"], state_dict["value"]
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """An exponential average of the weights, still in place when KeepBest looks at the epoch."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
+        pass
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
+        super().on_validation_epoch_end(trainer, pl_module)
+
+
+class SaveState(Callback):
+    """Saves the training state at each epoch's end, by time and by steps in between, and at SIGTERM.
+
+    The first SIGTERM or SIGINT ends the step, saves and raises InterruptedRunError; a second one
+    ends the process at once.
+    """
+
+    def __init__(
+        self, folder: Path, best: KeepBest, finite: FiniteLoss, *, steps: int, seconds: float
+    ) -> None:
+        self.folder, self.best, self.finite = folder, best, finite
+        self.steps, self.seconds = steps, seconds
+        self._saved_at = time.monotonic()
+        self._asked = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
+        self._saved_at = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self._asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        asked = self._agreed(trainer, self._asked)
+        if batch_idx + 1 == trainer.num_training_batches and not asked:
+            return  # the epoch's end saves
+        due = bool(self.steps) and (batch_idx + 1) % self.steps == 0
+        if not due and self.seconds and batch_idx % 10 == 9:
+            late = time.monotonic() - self._saved_at >= self.seconds
+            due = self._agreed(trainer, late)
+        if asked or due:
+            self._save(trainer)
+        if asked:
+            raise InterruptedRunError("asked to stop; the training state is saved")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
+        self._save(trainer)
+        if self._agreed(trainer, self._asked):
+            raise InterruptedRunError("asked to stop; the training state is saved")
+
+    def _agreed(self, trainer: Trainer, wish: bool) -> bool:
+        """What any rank wishes: all must save together or none."""
+        if trainer.world_size == 1:
+            return wish
+        return bool(trainer.strategy.reduce_boolean_decision(wish, all=False))
+
+    def _save(self, trainer: Trainer) -> None:
+        self.finite.check(trainer)
+        path = state_path(self.folder, trainer.current_epoch, trainer.global_step)
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            register_state(self.folder, path, trainer.current_epoch, trainer.global_step)
+            self.best.forget_others()
+        self._saved_at = time.monotonic()
+
+
+class Pulse(Callback):
+    """Writes how far a training is, for whoever watches: at most twice a second."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._written = 0.0
+        self.images = 0
+        self.seconds = 0.0
+        self._epoch_start = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Module) -> None:
+        self._epoch_start = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Mapping[str, Any], batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        self.images += len(batch["row"]) * trainer.world_size
+        if batch_idx + 1 == trainer.num_training_batches:
+            self.seconds += now - self._epoch_start
+        if trainer.is_global_zero and now - self._written > 0.5:
+            self._written = now
+            total = int(trainer.num_training_batches) * int(trainer.max_epochs or 1)
+            done = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
+            self.path.write_text(json.dumps({"done": done, "of": total}))

@@ -1,0 +1,104 @@
+"""Checkpoints that a kill, a full disk or a power cut cannot spoil.
+
+    state-<epoch>-<step>.ckpt   a whole training state
+    state.json                  names the newest and the one before, with their SHA-256
+
+A state is written beside its final name, flushed and renamed; only then does `state.json` name it.
+Lightning's own saving copies across file systems, which a kill in mid-copy turns into a torn file.
+"""
+
+import json
+import os
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+
+from cxrbench.core.digest import digest_file
+from cxrbench.core.errors import CannotWriteError
+from cxrbench.core.store import write_json
+
+POINTER = "state.json"
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A state on disk."""
+
+    file: str
+    sha256: str
+    epoch: int
+    step: int
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Saves so that a reader finds the old file or the new one; loads tensors and plain values only."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        # A full disk surfaces as torch's RuntimeError with the OSError behind it.
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            raise CannotWriteError(f"{path}: cannot save the training state ({error})") from error
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        loaded: dict[str, Any] = torch.load(
+            path, map_location=map_location or "cpu", weights_only=True
+        )
+        return loaded
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def state_path(folder: Path, epoch: int, step: int) -> Path:
+    """Where the state after `step` optimiser steps, in `epoch`, is saved."""
+    return folder / f"state-{epoch:05d}-{step:09d}.ckpt"
+
+
+def _read_pointer(folder: Path) -> list[SavedState]:
+    try:
+        return [SavedState(**item) for item in json.loads((folder / POINTER).read_text())]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def register_state(folder: Path, path: Path, epoch: int, step: int) -> None:
+    """Make a saved file the newest state, and remove those that nobody names any more."""
+    before = [s for s in _read_pointer(folder) if s.file != path.name]
+    states = [SavedState(path.name, digest_file(path), epoch, step), *before[:1]]
+    write_json(folder / POINTER, [asdict(state) for state in states])
+    kept = {state.file for state in states}
+    for old in folder.glob("state-*.ckpt"):
+        if old.name not in kept:
+            old.unlink(missing_ok=True)
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The newest state that is whole; a damaged one is passed over with a warning."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
+    for state in _read_pointer(folder):
+        path = folder / state.file
+        if path.is_file() and digest_file(path) == state.sha256:
+            return path
+        warnings.warn(f"{path}: damaged or missing; going on from the state before", stacklevel=2)
+    return None

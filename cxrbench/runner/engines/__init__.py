@@ -1,0 +1,1 @@
+"""Engines: thin adapters that start workers."""

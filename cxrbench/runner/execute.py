@@ -1,0 +1,100 @@
+"""What each kind of stage does: material in, files out. One function a kind."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cxrbench.core.registry import load_target
+from cxrbench.core.stage import Stage
+from cxrbench.data.module import CxrDataModule
+from cxrbench.methods.base import Method
+from cxrbench.nn.backbones import read_weights
+from cxrbench.runner.context import Context
+from cxrbench.runner.predict import predict_parts
+from cxrbench.runner.training import build_module, train
+
+CHUNK = 64  # images that a transform is given at once
+
+
+def device_of(context: Context) -> str:
+    """The device of single-device work."""
+    return "cuda" if context.execution.accelerator == "gpu" else "cpu"
+
+
+def data_module(stage: Stage, context: Context) -> tuple[CxrDataModule, list[str]]:
+    """The loaders that a fit or predict stage reads, and the images it leaves out."""
+    cls: type[Method] = load_target(stage.target)
+    params = cls.Params.parse(dict(stage.params), where=stage.key)
+    load, size = cls.image_size(params)
+    material = context.material(stage.data, load)
+    data = CxrDataModule(
+        material.opened.index,
+        material.pixels,
+        material.parts,
+        params.recipe,
+        size=size,
+        seed=stage.seed,
+        workers=context.execution.workers,
+        fit_part=stage.part,
+    )
+    return data, material.skipped
+
+
+def run_fit(stage: Stage, context: Context, work: Path) -> None:
+    """Train; in a process group every rank runs this."""
+    data, _ = data_module(stage, context)
+    inputs = {
+        name: read_weights(context.artefact(parent) / "model.safetensors")
+        for name, parent in stage.inputs.items()
+    }
+    train(stage, data, inputs, work, context.execution, context.store.root)
+
+
+def run_predict(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
+    """Probabilities of the validation and test images, each once."""
+    model = stage.inputs["model"]
+    data, skipped = data_module(stage, context)
+    module = build_module(model, {})
+    module.load_state_dict(read_weights(context.artefact(model) / "model.safetensors"), strict=True)
+    facts = predict_parts(module, data, out / "predictions.parquet", stage, device_of(context))
+    return {**facts, "skipped_images": skipped}
+
+
+def run_compute(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
+    """A statistic of the training part."""
+    cls = load_target(stage.target)
+    computation = cls(cls.Params.parse(dict(stage.params), where=stage.key))
+    material = context.material(stage.data, computation.image_size())
+    keep = material.parts == "train" if stage.part == "train" else material.parts != "unreadable"
+    rows = np.flatnonzero(keep)
+    inputs = {name: context.artefact(parent) for name, parent in stage.inputs.items()}
+    targets = material.opened.index.targets[rows]
+    facts: dict[str, Any] = computation.compute(
+        material.pixels[rows], targets, inputs, out, stage.seed
+    )
+    return facts
+
+
+def run_transform(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
+    """Every image rewritten: `images.npy` uint8 [N, T, T]."""
+    cls = load_target(stage.target)
+    change = cls(cls.Params.parse(dict(stage.params), where=stage.key))
+    change.open({n: context.artefact(p) for n, p in stage.inputs.items()}, device_of(context))
+    material = context.material(stage.data, change.image_size())
+    count = len(material.pixels)
+    images = None
+    for start in range(0, count, CHUNK):
+        with torch.inference_mode():
+            block = np.asarray(change(np.array(material.pixels[start : start + CHUNK])))
+        if block.dtype != np.uint8 or block.ndim != 3:
+            raise TypeError(f"{stage.name}: gave {block.dtype} {block.shape}; expected uint8 [B, T, T]")
+        if images is None:
+            images = np.lib.format.open_memmap(
+                out / "images.npy", mode="w+", dtype=np.uint8, shape=(count, *block.shape[1:])
+            )
+        images[start : start + len(block)] = block
+    assert images is not None
+    images.flush()
+    return {"images": count, "size": int(images.shape[1])}

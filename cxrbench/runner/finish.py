@@ -1,0 +1,127 @@
+"""Finished runs to records."""
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+from cxrbench.core.provenance import collect_provenance, utc_now
+from cxrbench.core.record import Record, StageRecord, write_record
+from cxrbench.core.store import Store, read_json
+from cxrbench.runner.plan import Plan, PlannedRun
+
+DROP = 0.02  # a validation AUC this far above the test AUC is worth a warning
+
+
+def write_records(plan: Plan, store: Store, *, again: bool = False) -> list[Path]:
+    """A record for each finished run that has none; with `again` a second one for each."""
+    written = []
+    for run in plan.runs:
+        if not store.has(plan.graph[run.final].key):
+            continue
+        folder = store.root / "records"
+        lock = store.lock(f"record-{run.final[:16]}")
+        lock.acquire(wait=True)
+        try:
+            known = find_records(store, run)
+            if again or not known:
+                written.append(write_record(folder, _record(plan, run, store)))
+        finally:
+            lock.release()
+    return written
+
+
+def find_records(store: Store, run: PlannedRun) -> list[Path]:
+    """The records of a run in this store."""
+    folder = store.root / "records" / run.dataset / run.method
+    found = folder.glob(f"{run.final[:16]}-*.json")
+    return sorted(path for path in found if not path.name.endswith(".retracted.json"))
+
+
+def _record(plan: Plan, run: PlannedRun, store: Store) -> Record:
+    final = plan.graph[run.final]
+    view = final.data
+    binding = plan.bindings[f"{view.dataset}/{view.split}/{view.split_digest}"]
+    stages = [_stage_record(stage.key, store) for stage in plan.stages_of(run).values()]
+    scores = read_json(store.artefact(final.key) / "scores.json")
+    return Record(
+        id=uuid.uuid4().hex[:12],
+        created=utc_now(),
+        benchmark=plan.name,
+        method=run.method,
+        method_version=run.version,
+        preset=run.preset,
+        params=run.params,
+        changed=run.changed,
+        paper=run.paper,
+        reported=run.reported,
+        dataset=view.dataset,
+        dataset_version=view.version,
+        dataset_params=dict(view.params),
+        revision=view.revision,
+        labels=list(view.labels),
+        split=view.split,
+        split_digest=view.split_digest,
+        folds=binding.folds,
+        fold=run.fold,
+        seed=run.seed,
+        data_facts=binding.facts,
+        final=run.final,
+        stages=stages,
+        scores=scores,
+        cost=_cost(stages),
+        warnings=_warnings(run, stages, scores, binding.facts),
+        provenance=collect_provenance(),
+    )
+
+
+def _stage_record(key: str, store: Store) -> StageRecord:
+    meta = store.meta(key)
+    names = ("digest", "kind", "name", "version", "source", "facts", "cost", "provenance")
+    return StageRecord(key=key, **{name: meta.get(name) for name in names})
+
+
+def _cost(stages: list[StageRecord]) -> dict[str, Any]:
+    """What the run would cost alone: shared stages count in full."""
+    fits = [s for s in stages if s.kind == "fit"]
+    predicts = [s for s in stages if s.kind == "predict"]
+    memory = [s.cost.get("peak_gpu_memory_bytes") or s.cost.get("peak_memory_bytes") or 0 for s in stages]
+    return {
+        "device": fits[-1].cost.get("device") if fits else "cpu",
+        "gpu": fits[-1].cost.get("gpu") if fits else None,
+        "device_hours": sum(s.cost.get("device_seconds", 0.0) for s in stages) / 3600,
+        "training_hours": sum(s.cost.get("seconds", 0.0) for s in fits) / 3600,
+        "peak_memory_bytes": max(memory, default=0),
+        "parameters": fits[-1].facts.get("parameters") if fits else None,
+        "images_per_second_training": fits[-1].facts.get("images_per_second") if fits else None,
+        "images_per_second_predicting": (
+            predicts[-1].facts.get("images_per_second") if predicts else None
+        ),
+        "trainings": len(fits),
+    }
+
+
+def _warnings(
+    run: PlannedRun, stages: list[StageRecord], scores: dict[str, Any], data: dict[str, Any]
+) -> list[str]:
+    """What a reader must know before believing the scores."""
+    found = [str(text) for text in data.get("warnings", []) if _concerns(str(text), run)]
+    if data.get("phantom"):
+        found.append("phantom data: drawn images, no statement about patients")
+    if not data.get("complete", True):
+        found.append(f"partial data: {data.get('coverage')}; not comparable with the full data set")
+    skipped = {name for s in stages for name in s.facts.get("skipped_images", [])}
+    if skipped:
+        found.append(f"{len(skipped)} unreadable images left out: {', '.join(sorted(skipped)[:5])}")
+    sources = {s.facts["weights"]["source"] for s in stages if s.facts.get("weights")}
+    found.append(f"initial weights: {', '.join(sorted(sources)) or 'random'}")
+    drop = scores.get("macro", {}).get("validation_minus_test_auc")
+    if drop is not None and drop > DROP:
+        found.append(f"validation AUC is {drop:.3f} above test AUC: the test part is another population")
+    if any((s.provenance.get("code") or {}).get("dirty") for s in stages):
+        found.append("made by code with uncommitted changes")
+    return found
+
+
+def _concerns(text: str, run: PlannedRun) -> bool:
+    """Whether a warning of the split is about this run's fold, or about none in particular."""
+    return not text.startswith("fold ") or text.startswith(f"fold {run.fold} ")

@@ -1,0 +1,209 @@
+"""A specification to a graph of stages: what would run, what is shared, what leaks.
+
+Planning imports torch only to ask the methods for their graphs; a plan is remembered until the
+specification, the code or the data change, so that asking again is quick.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cxrbench.core.digest import digest, package_digest
+from cxrbench.core.errors import ConfigError
+from cxrbench.core.frozen import Frozen
+from cxrbench.core.registry import Registry
+from cxrbench.core.spec import BenchSpec, DatasetEntry, MethodEntry
+from cxrbench.core.stage import Stage, find_leaks, predict, score
+from cxrbench.core.store import Store, read_json, write_json
+from cxrbench.runner.bind import Binding, Progress, bind
+from cxrbench.runner.graph import Graph, from_json, graph_of, to_json
+
+REPLICATES = 1000
+
+
+class PlannedRun(Frozen):
+    """One method on one fold with one seed: a future record."""
+
+    method: str
+    version: int
+    preset: str
+    params: dict[str, Any]
+    changed: dict[str, Any]  # what differs from the preset
+    paper: str
+    reported: dict[str, Any] | None
+    dataset: str
+    split: str
+    fold: int
+    seed: int
+    final: str  # digest of the score stage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs, the stages they need (each once), and where the data lie."""
+
+    name: str
+    runs: list[PlannedRun]
+    graph: Graph
+    bindings: dict[str, Binding]
+    roots: dict[str, Path | None]
+    leaks: list[str] = field(default_factory=list)
+
+    def stages_of(self, run: PlannedRun) -> Graph:
+        """The stages of one run, parents first."""
+        return self.graph[run.final].ancestry()
+
+    def missing(self, store: Store) -> Graph:
+        """The stages without an artefact that some unfinished run still needs."""
+        needed: Graph = {}
+        for run in self.runs:
+            for stage in _missing(self.graph[run.final], store):
+                needed[stage.digest] = stage
+        return {d: s for d, s in self.graph.items() if d in needed}
+
+    def demand(self) -> tuple[int, int]:
+        """(trainings in this plan, trainings that the runs would need one by one)."""
+        fits = sum(stage.kind == "fit" for stage in self.graph.values())
+        alone = sum(s.kind == "fit" for run in self.runs for s in self.stages_of(run).values())
+        return fits, alone
+
+
+def _missing(stage: Stage, store: Store) -> Iterator[Stage]:
+    if store.has(stage.key):
+        return
+    for parent in stage.parents():
+        yield from _missing(parent, store)
+    yield stage
+
+
+def method_entries(spec: BenchSpec, registry: Registry) -> list[MethodEntry]:
+    """The methods of a specification; `all` takes those that have the preset."""
+    if spec.methods == "all":
+        entries = registry.entries("methods").values()
+        return [MethodEntry(name=e.name) for e in entries if spec.preset in e.presets]
+    return [MethodEntry(name=m) if isinstance(m, str) else m for m in spec.methods]
+
+
+def make_plan(
+    spec: BenchSpec,
+    registry: Registry,
+    store: Store,
+    *,
+    precision: str = "32-true",
+    progress: Progress | None = None,
+) -> Plan:
+    """The plan of a specification on this machine; `precision` is what `auto` stands for here."""
+    bindings = [_bind(entry, registry, store, progress) for entry in spec.datasets]
+    methods = method_entries(spec, registry)
+    for method in methods:
+        registry.entry("methods", method.name)  # an unknown name fails before the slow part
+    roots = {b.dataset: e.path for b, e in zip(bindings, spec.datasets, strict=True)}
+    key = digest(
+        {
+            "code": package_digest(),
+            "plugins": registry.fingerprint(),
+            "spec": spec.model_dump(mode="json", exclude={"datasets": {"__all__": {"path"}}}),
+            "bindings": [b.model_dump(mode="json") for b in bindings],
+            "precision": precision,
+        }
+    )
+    cached = store.root / "cache" / f"plan-{key[:16]}.json"
+    if cached.is_file():
+        return _read_plan(cached, spec, bindings, roots)
+    runs: list[PlannedRun] = []
+    finals: list[Stage] = []
+    leaks: list[str] = []
+    for method in methods:
+        cls = registry.load("methods", method.name)
+        for binding, entry in zip(bindings, spec.datasets, strict=True):
+            for run, stage in _runs_of(cls, method, spec, binding, entry, precision):
+                runs.append(run)
+                finals.append(stage)
+                leaks += [f"{run.method} fold {run.fold}: {leak}" for leak in find_leaks(stage)]
+    if not runs:
+        raise ConfigError(f"{spec.name}: no run; no method has the preset {spec.preset!r}")
+    plan = Plan(spec.name, runs, graph_of(finals), _by_name(bindings), roots, leaks)
+    write_json(cached, {
+        "runs": [run.model_dump(mode="json") for run in runs],
+        "nodes": to_json(plan.graph),
+        "leaks": leaks,
+    })  # fmt: skip
+    return plan
+
+
+def _by_name(bindings: list[Binding]) -> dict[str, Binding]:
+    return {f"{b.dataset}/{b.split}/{b.split_digest}": b for b in bindings}
+
+
+def _read_plan(
+    path: Path, spec: BenchSpec, bindings: list[Binding], roots: dict[str, Path | None]
+) -> Plan:
+    value = read_json(path)
+    runs = [PlannedRun.parse(run, where=str(path)) for run in value["runs"]]
+    graph = from_json(value["nodes"])
+    return Plan(spec.name, runs, graph, _by_name(bindings), roots, value["leaks"])
+
+
+def _bind(
+    entry: DatasetEntry, registry: Registry, store: Store, progress: Progress | None
+) -> Binding:
+    return bind(registry, entry.name, entry.path, entry.params, entry.split, store, progress)
+
+
+def _runs_of(
+    cls: Any,
+    method: MethodEntry,
+    spec: BenchSpec,
+    binding: Binding,
+    entry: DatasetEntry,
+    precision: str,
+) -> Iterator[tuple[PlannedRun, Stage]]:
+    preset = method.preset or spec.preset
+    where = f"method {cls.name}"
+    asked = cls.resolve(preset, method.params, spec.recipe, where=where)
+    plain = cls.resolve(preset, {}, {}, where=where)
+    params = cls.Params.parse(_with_precision(asked.model_dump(), precision), where=where)
+    for fold in entry.folds if entry.folds is not None else range(binding.folds):
+        for seed in spec.seeds:
+            view = binding.view(fold=fold, seed=seed, skip_unreadable=spec.skip_unreadable)
+            stage = predict(cls.stages(view, params))
+            final = score(stage, replicates=REPLICATES, seed=0)
+            yield PlannedRun(
+                method=cls.name,
+                version=cls.version,
+                preset=preset,
+                params=params.model_dump(mode="json"),
+                changed=difference(plain.model_dump(mode="json"), asked.model_dump(mode="json")),
+                paper=cls.paper,
+                reported=cls.reported.get(binding.dataset),
+                dataset=binding.dataset,
+                split=binding.split,
+                fold=fold,
+                seed=seed,
+                final=final.digest,
+            ), final
+
+
+def _with_precision(tree: dict[str, Any], precision: str) -> dict[str, Any]:
+    """`auto` resolved everywhere: what is computed with decides the artefact."""
+    resolved: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            resolved[key] = _with_precision(value, precision)
+        else:
+            resolved[key] = precision if key == "precision" and value == "auto" else value
+    return resolved
+
+
+def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The entries of `new` that differ from `old`, by dotted path."""
+    changed: dict[str, Any] = {}
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            changed.update(difference(before, value, f"{prefix}{key}."))
+        elif value != before:
+            changed[prefix + key] = value
+    return changed
+

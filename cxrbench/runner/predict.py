@@ -1,0 +1,83 @@
+"""Predictions to disk: the only thing that scores are ever computed from."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from lightning.fabric import Fabric
+
+from cxrbench.core.errors import DataError
+from cxrbench.core.stage import Stage
+from cxrbench.data.module import CxrDataModule
+from cxrbench.methods.base import Method
+from cxrbench.runner.score import PROBABILITY, TARGET
+
+
+
+def predict_parts(
+    module: Method, data: CxrDataModule, path: Path, stage: Stage, device: str
+) -> dict[str, Any]:
+    """Write one row an image of the validation and test parts: ids, part, targets, probabilities.
+
+    Labels are columns `target:<label>` (NaN where unknown) and `probability:<label>` (float64).
+    """
+    module.eval().to(device)
+    frames, images, started = [], 0, time.monotonic()
+    for part in ("val", "test"):
+        rows, probabilities = _predict(module, data, part, device)
+        frames.append(_frame(data, rows, probabilities, stage, part))
+        images += len(rows)
+    seconds = time.monotonic() - started
+    table = pd.concat(frames, ignore_index=True)
+    twice = table["image_id"][table["image_id"].duplicated()]
+    if len(twice):
+        raise DataError(f"{stage.key}: {len(twice)} images predicted twice: {list(twice[:3])}")
+    table.to_parquet(path, index=False)
+    return {
+        "images": images,
+        "seconds_predicting": seconds,
+        "images_per_second": images / seconds if seconds else None,
+        "test_view": module.params.recipe.test_view,
+    }
+
+
+def _predict(
+    module: Method, data: CxrDataModule, part: str, device: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    precision: Any = module.params.recipe.precision
+    fabric = Fabric(accelerator="gpu" if device == "cuda" else "cpu", devices=1, precision=precision)
+    loader = data.evaluation_dataloader(part, module.params.recipe.test_view)
+    rows, probabilities = [], []
+    with torch.inference_mode(), fabric.autocast():
+        for number, batch in enumerate(loader):
+            batch["image"] = batch["image"].to(device, non_blocking=True)
+            rows.append(batch["row"].numpy())
+            probabilities.append(module.predict_step(batch, number).numpy())
+    found = np.concatenate(probabilities).astype(np.float64)
+    if not np.isfinite(found).all():
+        raise DataError(f"{module.name}: {(~np.isfinite(found)).sum()} probabilities are not finite")
+    return np.concatenate(rows), found
+
+
+def _frame(
+    data: CxrDataModule,
+    rows: npt.NDArray[np.int64],
+    probabilities: npt.NDArray[np.float64],
+    stage: Stage,
+    part: str,
+) -> pd.DataFrame:
+    index = data.index
+    columns: dict[str, Any] = {
+        "image_id": index.image_ids[rows],
+        "patient_id": index.patient_ids[rows],
+        "part": part,
+        "fold": stage.data.fold,
+    }
+    for k, label in enumerate(index.labels):
+        columns[TARGET + label] = index.targets[rows, k].astype(np.float64)
+        columns[PROBABILITY + label] = probabilities[:, k]
+    return pd.DataFrame(columns)

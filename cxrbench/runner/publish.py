@@ -1,0 +1,62 @@
+"""Chosen records into the repository: only clean, complete and real ones."""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from cxrbench.core.errors import DataError
+from cxrbench.core.record import Record, read_records, write_record
+from cxrbench.core.store import Store
+
+HOME = re.compile(r"(/home/|/root/|/Users/)[^/\s]*")
+
+
+def objections(records: list[Record]) -> list[str]:
+    """Why the records of one method on one split cannot stand in public."""
+    found = []
+    first = records[0]
+    who = f"{first.method} on {first.dataset}/{first.split}"
+    if first.data_facts.get("phantom"):
+        found.append(f"{who}: phantom data")
+    folds = {record.fold for record in records}
+    if len(folds) < first.folds:
+        found.append(f"{who}: {len(folds)} of {first.folds} folds are there")
+    for record in records:
+        code = record.provenance.get("code") or {}
+        stages = [s.provenance.get("code") or {} for s in record.stages]
+        if any(c.get("dirty") or not c.get("commit") for c in (code, *stages)):
+            found.append(f"{who} fold {record.fold}: made by code that is not a clean commit")
+    return found
+
+
+def publish(store: Store, target: Path, *, dataset: str, methods: list[str]) -> list[Path]:
+    """Copy records to `target/<dataset>/<method>/`; DataError lists every objection."""
+    records, _ = read_records(store.root / "records")
+    groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        if record.dataset == dataset and (not methods or record.method in methods):
+            key = (record.method, record.preset, str(record.changed), record.split_digest, str(record.seed))
+            groups[key].append(record)
+    if not groups:
+        raise DataError(f"{store.root}/records: no record of {dataset} {' '.join(methods)}".rstrip())
+    wrong = [text for group in groups.values() for text in objections(group)]
+    if wrong:
+        raise DataError("not published:\n  " + "\n  ".join(wrong))
+    written = []
+    for group in groups.values():
+        for record in group:
+            clean = Record.parse(_redact(record.model_dump(mode="json")), where=record.id)
+            path = target / record.dataset / record.method / f"{record.final[:16]}-{record.id}.json"
+            if not path.exists():
+                written.append(write_record(target, clean))
+    return written
+
+
+def _redact(value: Any) -> Any:
+    """Home folders and user names taken out of every text."""
+    if isinstance(value, dict):
+        return {key: _redact(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_redact(item) for item in value]
+    return HOME.sub("~", value) if isinstance(value, str) else value

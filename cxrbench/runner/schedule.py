@@ -1,0 +1,208 @@
+"""Runs the missing stages of a plan: parents first, each once, a failure blocks only what needs it."""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cxrbench.core.registry import Registry
+from cxrbench.core.spec import Execution
+from cxrbench.core.stage import Stage
+from cxrbench.core.store import Store, write_json
+from cxrbench.runner.engines.local import LocalEngine, Running
+from cxrbench.runner.graph import Graph, to_json
+from cxrbench.runner.plan import Plan
+
+TICK = 0.2  # seconds between looks at the workers
+
+
+@dataclass
+class Outcome:
+    """How the stages of a plan ended."""
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, dict[str, Any]] = field(default_factory=dict)  # digest -> failure
+    blocked: list[str] = field(default_factory=list)
+    interrupted: int = 0  # the signal that stopped the sweep
+
+
+@dataclass
+class Status:
+    """A moment of a sweep, for whoever shows it."""
+
+    total: int
+    done: int
+    failed: int
+    running: list[tuple[str, int, int]]  # stage key, steps done, steps in all
+
+
+class _Stopped(Exception):
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    def stop(number: int, frame: Any) -> None:
+        raise _Stopped(number)
+
+    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_plan(
+    plan: Plan,
+    store: Store,
+    registry: Registry,
+    execution: Execution,
+    *,
+    show: Callable[[Status], None] = lambda status: None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Outcome:
+    """Build all missing stages; returns when all are built, failed or blocked."""
+    sweep = _Sweep(plan, store, registry, execution, tell)
+    with _signals():
+        try:
+            while sweep.step():
+                show(sweep.status())
+                time.sleep(TICK)
+        except _Stopped as stopped:
+            sweep.outcome.interrupted = stopped.number
+            tell("stopping: the workers save their state ...")
+            sweep.engine.stop(list(sweep.running.values()))
+    sweep.collect()
+    show(sweep.status())
+    return sweep.outcome
+
+
+class _Sweep:
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        registry: Registry,
+        execution: Execution,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.plan, self.store, self.registry, self.execution = plan, store, registry, execution
+        self.tell = tell
+        self.pending: Graph = plan.missing(store)
+        self.total = len(self.pending)
+        self.engine = LocalEngine(execution)
+        self.running: dict[str, Running] = {}  # by the digest that heads the chain
+        self.chains: dict[str, list[Stage]] = {}
+        self.outcome = Outcome()
+
+    def status(self) -> Status:
+        """Where the sweep stands."""
+        running = []
+        for chain in self.chains.values():
+            here = next((s for s in chain if not self.store.has(s.key)), chain[-1])
+            running.append((here.key, *self._pulse(here)))
+        built = sum(self.store.has(s.key) for c in self.chains.values() for s in c)
+        return Status(self.total, len(self.outcome.done) + built, len(self.outcome.failed), running)
+
+    def _pulse(self, stage: Stage) -> tuple[int, int]:
+        path = self.store.root / "partial" / stage.key / "progress.json"
+        try:
+            value = json.loads(path.read_text())
+            return int(value["done"]), int(value["of"])
+        except (OSError, ValueError, KeyError):
+            return 0, 0
+
+    def step(self) -> bool:
+        """Collect what ended, start what is ready; False when nothing is left to wait for."""
+        self.collect()
+        for stage in list(self.pending.values()):
+            if stage.digest not in self.pending or not self.engine.has_room():
+                continue
+            if self._ready(stage, set()):
+                self._start(stage)
+        return bool(self.running)
+
+    def _ready(self, stage: Stage, soon: set[str]) -> bool:
+        return all(p.digest in soon or self.store.has(p.key) for p in stage.parents())
+
+    def _start(self, stage: Stage) -> None:
+        chain = self._chain(stage)
+        job = self._job(chain)
+        for each in chain:
+            del self.pending[each.digest]
+            self._failure_file(each).unlink(missing_ok=True)
+        self.chains[stage.digest] = chain
+        self.running[stage.digest] = self.engine.start(job, job.with_suffix(".log"))
+        self.tell(f"start  {' + '.join(s.key for s in chain)}")
+
+    def _chain(self, stage: Stage) -> list[Stage]:
+        """The stage and the predictions and scores that only wait for it: one worker does them."""
+        chain, soon = [stage], {stage.digest}
+        for other in self.pending.values():
+            follows = other.kind in ("predict", "score") and any(
+                p.digest in soon for p in other.parents()
+            )
+            if follows and self._ready(other, soon):
+                chain.append(other)
+                soon.add(other.digest)
+        return chain
+
+    def _job(self, chain: list[Stage]) -> Path:
+        nodes: Graph = {}
+        for stage in chain:
+            nodes.update(stage.ancestry())
+        path = self.store.folder("jobs") / f"{chain[0].digest[:16]}.json"
+        write_json(path, {
+            "store": str(self.store.root),
+            "todo": [stage.digest for stage in chain],
+            "nodes": to_json(nodes),
+            "roots": {k: str(v.expanduser().resolve()) if v else None
+                      for k, v in self.plan.roots.items()},
+            "plugins": [str(path) for path in self.registry.plugins],
+            "execution": self.execution.model_dump(mode="json"),
+        })  # fmt: skip
+        return path
+
+    def collect(self) -> None:
+        """Note the ends of workers: what they published counts, not how they exited."""
+        for head, worker in list(self.running.items()):
+            if not worker.ended():
+                continue
+            self.engine.finished(self.running.pop(head))
+            chain = self.chains.pop(head)
+            for place, stage in enumerate(chain):
+                if self.store.has(stage.key):
+                    self.outcome.done.append(stage.digest)
+                    self.tell(f"done   {stage.key}")
+                else:
+                    self._note_failure(stage, head, worker)
+                    self.outcome.blocked += [s.digest for s in chain[place + 1 :]]
+                    break
+
+    def _note_failure(self, stage: Stage, head: str, worker: Running) -> None:
+        log = self.store.root / "jobs" / f"{head[:16]}.log"
+        failure = {"stage": stage.key, "log": str(log), "exit_code": worker.process.returncode}
+        try:
+            failure = {**failure, **json.loads(self._failure_file(stage).read_text())}
+        except (OSError, ValueError):
+            code = worker.process.returncode
+            how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            failure["error"] = f"the worker was {how}" if code < 0 else f"the worker {how}"
+        self.outcome.failed[stage.digest] = failure
+        self._block(stage)
+        self.tell(f"failed {stage.key}: {failure['error']}")
+
+    def _failure_file(self, stage: Stage) -> Path:
+        return self.store.folder("jobs") / f"{stage.digest[:16]}.failure.json"
+
+    def _block(self, failed: Stage) -> None:
+        for stage in list(self.pending.values()):
+            if failed.digest in stage.ancestry():
+                del self.pending[stage.digest]
+                self.outcome.blocked.append(stage.digest)

@@ -1,0 +1,42 @@
+"""Scores from saved predictions: one process, float64, no torch."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cxrbench.core.errors import DataError
+from cxrbench.core.stage import Stage
+from cxrbench.core.store import write_json
+from cxrbench.metrics.report import score_predictions
+
+TARGET, PROBABILITY = "target:", "probability:"
+
+
+def score(stage: Stage, predictions: Path, out: Path) -> dict[str, Any]:
+    """Write `scores.json` for a file of predictions."""
+    table = pd.read_parquet(predictions)
+    labels = [c.removeprefix(TARGET) for c in table.columns if c.startswith(TARGET)]
+    if labels != list(stage.data.labels):
+        raise DataError(f"{predictions}: has the labels {labels}; expected {stage.data.labels}")
+    if table["image_id"].duplicated().any():
+        raise DataError(f"{predictions}: an image stands twice; delete the artefact and run again")
+    test, val = table[table["part"] == "test"], table[table["part"] == "val"]
+    scores = score_predictions(
+        labels=labels,
+        target=_columns(test, TARGET, labels),
+        probability=_columns(test, PROBABILITY, labels),
+        patient_id=test["patient_id"].to_numpy(dtype=object),
+        val_target=_columns(val, TARGET, labels),
+        val_probability=_columns(val, PROBABILITY, labels),
+        replicates=int(stage.params["replicates"]),
+        seed=stage.seed,
+    )
+    write_json(out / "scores.json", scores)
+    return {"images": len(test)}
+
+
+def _columns(table: pd.DataFrame, prefix: str, labels: list[str]) -> npt.NDArray[np.float64]:
+    return table[[prefix + label for label in labels]].to_numpy(dtype=np.float64)

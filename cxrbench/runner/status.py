@@ -1,0 +1,63 @@
+"""What a store holds, from its files alone."""
+
+import json
+from collections import Counter
+from typing import Any
+
+from cxrbench.core.errors import DataError
+from cxrbench.core.store import Store, read_json
+
+
+def read_status(store: Store) -> dict[str, Any]:
+    """Records by data set and method, unfinished stages, failures and their logs."""
+    records = Counter(
+        f"{path.parent.parent.name}/{path.parent.name}"
+        for path in store.root.glob("records/*/*/*.json")
+        if not path.name.endswith(".retracted.json")
+    )
+    artefacts = [path.parent.name for path in store.root.glob("artefacts/*/stage.json")]
+    unfinished = []
+    for folder in sorted(store.root.glob("partial/*-*")):
+        if (folder / "states").is_dir():
+            try:
+                pulse = json.loads((folder / "progress.json").read_text())
+                progress = f"step {pulse['done']} of {pulse['of']}"
+            except (OSError, ValueError, KeyError):
+                progress = "no step yet"
+            unfinished.append({"stage": folder.name, "progress": progress})
+    return {
+        "store": str(store.root),
+        "records": dict(records),
+        "artefacts": len(artefacts),
+        "unfinished": unfinished,
+        "failed": _failures(store),
+        "stale": _stale(store),
+    }
+
+
+def _failures(store: Store) -> list[dict[str, Any]]:
+    failed = []
+    for path in sorted(store.root.glob("jobs/*.failure.json")):
+        try:
+            value = read_json(path)
+        except DataError as error:
+            value = {"stage": path.name, "error": str(error)}
+        failed.append({name: value.get(name) for name in ("stage", "error", "log")})
+    return failed
+
+
+def _stale(store: Store) -> list[str]:
+    """Artefacts whose class had another text; read from the methods' files without importing them."""
+    from cxrbench.core.registry import Registry, class_sources
+
+    texts = class_sources(Registry())
+    stale = []
+    for path in sorted(store.root.glob("artefacts/fit-*/stage.json")):
+        try:
+            meta = read_json(path)
+        except DataError:
+            continue
+        known = texts.get((meta.get("name"), meta.get("version")))
+        if known and meta.get("source") and meta["source"] not in known:
+            stale.append(path.parent.name)
+    return stale

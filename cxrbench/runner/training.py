@@ -1,0 +1,187 @@
+"""One training: the one place where a Trainer is made."""
+
+import csv
+import io
+import os
+import shutil
+import time
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from cxrbench.core.seed import derive_seed
+from cxrbench.core.spec import Execution, Recipe
+from cxrbench.core.stage import Stage
+from cxrbench.core.store import write_atomic, write_json
+from cxrbench.data.module import CxrDataModule
+from cxrbench.methods.base import Method
+from cxrbench.runner.callbacks import (
+    AveragedWeights,
+    FiniteLoss,
+    History,
+    KeepBest,
+    Pulse,
+    SaveState,
+    StepSeeds,
+)
+from cxrbench.runner.checkpoint import AtomicCheckpointIO, newest_state
+
+RENDEZVOUS = timedelta(minutes=5)  # how long a rank waits for a silent one
+TRAINED = "trained"  # the folder in which a finished training leaves its files
+
+
+def build_module(stage: Stage, inputs: dict[str, Any]) -> Method:
+    """The module of a fit stage with its initial weights: a function of the stage's seed."""
+    from cxrbench.core.registry import load_target
+
+    cls = load_target(stage.target)
+    params = cls.Params.parse(dict(stage.params), where=stage.key)
+    torch.manual_seed(derive_seed(stage.seed, "init"))
+    module: Method = cls(params, stage.data.labels)
+    module.receive(inputs)
+    return module
+
+
+def make_trainer(
+    recipe: Recipe, execution: Execution, callbacks: list[L.Callback], root: Path, logger: Any
+) -> L.Trainer:
+    """The Trainer of a fit stage."""
+    elastic = "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ
+    strategy: Any = "auto"
+    if execution.devices > 1:
+        backend = "nccl" if execution.accelerator == "gpu" else "gloo"
+        strategy = DDPStrategy(process_group_backend=backend, timeout=RENDEZVOUS)
+    return L.Trainer(
+        accelerator=execution.accelerator,
+        devices=execution.devices,
+        strategy=strategy,
+        precision=recipe.precision,  # type: ignore[arg-type]
+        max_epochs=recipe.epochs,
+        accumulate_grad_batches=recipe.accumulate,
+        gradient_clip_val=recipe.gradient_clip,
+        # Some backward passes have no deterministic form on a GPU; there Lightning warns.
+        deterministic=True if execution.accelerator == "cpu" else "warn",
+        callbacks=callbacks,
+        logger=logger,
+        log_every_n_steps=50,
+        # Named, so that SLURM variables in the environment never make Lightning requeue or load.
+        plugins=[
+            AtomicCheckpointIO(),
+            TorchElasticEnvironment() if elastic else LightningEnvironment(),
+        ],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=root,
+    )
+
+
+def train(
+    stage: Stage,
+    data: CxrDataModule,
+    inputs: dict[str, Any],
+    work: Path,
+    execution: Execution,
+    logs: Path,
+) -> None:
+    """Train a fit stage from its newest state, or from the start; leaves `work/trained/`.
+
+    `logs` is where runs of Weights & Biases stay. Raises InterruptedRunError when asked to stop, NonFiniteLossError, CannotWriteError.
+    """
+    if (work / TRAINED / "facts.json").is_file():
+        return
+    started = time.monotonic()
+    module = build_module(stage, inputs)
+    recipe = module.params.recipe
+    states = work / "states"
+    states.mkdir(parents=True, exist_ok=True)
+    best, finite, history = KeepBest(states, module.monitor), FiniteLoss(), History()
+    pulse = Pulse(work / "progress.json")
+    save = SaveState(
+        states, best, finite, steps=execution.checkpoint_steps, seconds=execution.checkpoint_seconds
+    )
+    averaged = [AveragedWeights(decay=recipe.ema_decay)] if recipe.ema_decay else []
+    callbacks = [StepSeeds(stage.seed), finite, best, *averaged, history, pulse, save]
+    logger = _wandb(stage, execution, logs)
+    trainer = make_trainer(recipe, execution, callbacks, work, logger)
+    resume = newest_state(states)
+    if trainer.is_global_zero:
+        print(f"{stage.key}: " + (f"resuming from {resume.name}" if resume else "from the start"))
+    if recipe.compile:
+        module.compile()
+    with warnings.catch_warnings():
+        _hush()
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    finite.check(trainer)
+    if trainer.is_global_zero:
+        facts = {
+            "best_epoch": best.epoch,
+            "best_value": best.value,
+            "monitor": best.monitor,
+            "epochs": recipe.epochs,
+            "steps": trainer.global_step,
+            "seconds": time.monotonic() - started,
+            "resumed": resume is not None,
+            "images_per_second": pulse.images / pulse.seconds if pulse.seconds else None,
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+            "weights": module.weights_source(),
+            "precision": recipe.precision,
+            "data": data.facts(),
+        }
+        _leave(work, best.path, history.rows, facts)
+    if logger:
+        logger.experiment.finish()
+
+
+def _leave(work: Path, weights: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """The finished training's files; `facts.json` last, since it says that they are whole."""
+    out = work / TRAINED
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    shutil.copyfile(weights, out / "model.safetensors")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(out / "log.csv", text.getvalue().encode())
+    write_json(out / "facts.json", facts)
+
+
+def _hush() -> None:
+    for text in (
+        ".*does not have many workers.*",
+        ".*your dataloader is not resumable.*",
+        ".*The number of training batches.*",
+        ".*LeafSpec.*",
+        ".*sync_dist.*",
+    ):
+        warnings.filterwarnings("ignore", text)
+
+
+def _wandb(stage: Stage, execution: Execution, logs: Path) -> WandbLogger | None:
+    """A run of Weights & Biases for this stage, or None."""
+    if execution.wandb == "off":
+        return None
+    return WandbLogger(
+        project=os.environ.get("WANDB_PROJECT", "cxrbench"),
+        name=f"{stage.name} {stage.data.dataset} fold {stage.data.fold}",
+        group=execution.group or None,
+        id=stage.digest[:16],
+        save_dir=logs,
+        offline=execution.wandb == "offline",
+        tags=[stage.kind, stage.name, stage.data.dataset, stage.data.split, f"fold-{stage.data.fold}"],
+        job_type=stage.kind,
+        config={"stage": stage.key, "params": dict(stage.params), "seed": stage.seed},
+        resume="allow" if execution.wandb == "online" else None,
+    )

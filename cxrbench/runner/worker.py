@@ -1,0 +1,215 @@
+"""`python -m cxrbench.runner.worker job.json`: build some stages, one after the other, each once.
+
+Success is the artefact that was published, never an exit code. A failure leaves
+`jobs/<digest16>.failure.json`. Training on several devices runs in `torch.distributed.run` children, which
+hold the stage's lock too, so that work that outlives a killed parent is never done twice at once.
+"""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from cxrbench.core.digest import source_digest
+from cxrbench.core.errors import CxrbenchError, InterruptedRunError
+from cxrbench.core.provenance import collect_provenance
+from cxrbench.core.registry import Registry, load_target
+from cxrbench.core.spec import Execution
+from cxrbench.core.stage import Stage
+from cxrbench.core.store import Store, write_json
+from cxrbench.runner.graph import Graph, from_json
+
+
+class Job:
+    """What a worker is asked to do."""
+
+    def __init__(self, path: Path) -> None:
+        value = json.loads(path.read_text())
+        self.path = path
+        self.store = Store(Path(value["store"]))
+        self.graph: Graph = from_json(value["nodes"])
+        self.todo: list[str] = value["todo"]
+        self.execution = Execution.parse(value["execution"], where=str(path))
+        self.registry = Registry(Path(p) for p in value["plugins"])
+        self.roots = {name: Path(p) if p else None for name, p in value["roots"].items()}
+
+    def context(self) -> Any:
+        """The context of stages that read data; imports NumPy and pandas."""
+        from cxrbench.runner.context import Context
+
+        return Context(self.store, self.registry, self.roots, self.execution)
+
+
+def failure_path(store: Store, stage: Stage) -> Path:
+    """Where a failed stage says why."""
+    return store.folder("jobs") / f"{stage.digest[:16]}.failure.json"
+
+
+def build_stage(job: Job, stage: Stage, context: Any) -> None:
+    """Build and publish a stage unless it is there; waits when another process is at it."""
+    lock = job.store.lock(stage.key)
+    if not lock.acquire(wait=False):
+        print(f"{stage.key}: another process builds it; waiting", flush=True)
+        lock.acquire(wait=True)
+    try:
+        if job.store.has(stage.key):
+            return
+        started, cpu = time.monotonic(), time.process_time()
+        work = job.store.partial(stage.key)
+        if stage.kind == "fit":
+            _fit(job, stage, context, work, lock.descriptor)
+        with job.store.building(stage.key) as out:
+            facts = _make(stage, context, work, out)
+            meta = {
+                "kind": stage.kind,
+                "name": stage.name,
+                "digest": stage.digest,
+                "version": stage.version,
+                "source": _source(stage),
+                "facts": facts,
+                "cost": _cost(job.execution, time.monotonic() - started, time.process_time() - cpu),
+                "execution": job.execution.model_dump(mode="json"),
+                "provenance": collect_provenance(),
+            }
+            job.store.publish(stage.key, out, meta)
+        job.store.clear_partial(stage.key)
+        failure_path(job.store, stage).unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def _source(stage: Stage) -> str | None:
+    return None if stage.kind == "score" else source_digest(load_target(stage.target))
+
+
+def _make(stage: Stage, context: Any, work: Path, out: Path) -> dict[str, Any]:
+    if stage.kind == "score":
+        from cxrbench.runner.score import score
+
+        predictions = context.artefact(stage.inputs["predictions"])
+        return score(stage, predictions / "predictions.parquet", out)
+    from cxrbench.runner import execute
+
+    if stage.kind == "fit":
+        trained = work / "trained"
+        for name in ("model.safetensors", "log.csv"):
+            shutil.copyfile(trained / name, out / name)
+        facts: dict[str, Any] = json.loads((trained / "facts.json").read_text())
+        return facts
+    makers = {
+        "predict": execute.run_predict,
+        "compute": execute.run_compute,
+        "transform": execute.run_transform,
+    }
+    return makers[stage.kind](stage, context, out)
+
+
+def _fit(job: Job, stage: Stage, context: Any, work: Path, lock: int) -> None:
+    if job.execution.devices == 1:
+        from cxrbench.runner.execute import run_fit
+
+        run_fit(stage, context, work)
+        return
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        "--nproc-per-node", str(job.execution.devices),
+        "-m", "cxrbench.runner.worker", str(job.path), "--rank-of", stage.digest,
+    ]  # fmt: skip
+    group = subprocess.Popen(command, pass_fds=(lock,))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: group.send_signal(signal.SIGTERM))
+    group.wait()
+    if (work / "trained" / "facts.json").is_file():
+        return
+    if (work / "interrupted").exists():
+        (work / "interrupted").unlink()
+        raise InterruptedRunError("asked to stop; the training state is saved")
+    raise CxrbenchError(_first_failure(work) or f"a process of the training ended with {group.returncode}")
+
+
+def _first_failure(work: Path) -> str | None:
+    """The error of the rank that failed first: the others only report its absence."""
+    found = sorted(work.glob("rank-*.failure.txt"), key=lambda path: path.stat().st_mtime)
+    text = found[0].read_text() if found else None
+    for path in found:
+        path.unlink()
+    return text
+
+
+def run_rank(job: Job, digest: str) -> int:
+    """One process of a training on several devices."""
+    from cxrbench.runner.execute import run_fit
+
+    stage = job.graph[digest]
+    work = job.store.partial(stage.key)
+    try:
+        run_fit(stage, job.context(), work)
+    except InterruptedRunError as error:
+        (work / "interrupted").touch()
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        rank = os.environ.get("RANK", "0")
+        (work / f"rank-{rank}.failure.txt").write_text(f"rank {rank}: {_message(error)}")
+        return 1
+    return 0
+
+
+def _cost(execution: Execution, wall: float, cpu: float) -> dict[str, Any]:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    cost: dict[str, Any] = {"seconds": wall, "cpu_seconds": cpu, "peak_memory_bytes": peak}
+    cost["device"] = execution.accelerator
+    cost["device_seconds"] = wall * execution.devices
+    if execution.accelerator == "gpu":
+        import torch
+
+        cost["gpu"] = torch.cuda.get_device_name()
+        cost["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return cost
+
+
+def _message(error: BaseException) -> str:
+    return str(error) if isinstance(error, CxrbenchError) else f"{type(error).__name__}: {error}"
+
+
+def _threads(execution: Execution) -> None:
+    """CPU threads of this process, before NumPy and torch are imported."""
+    if execution.threads:
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ[name] = str(execution.threads)
+
+
+def main(words: list[str]) -> int:
+    """Build the stages of a job; returns an exit code for people, not for the scheduler."""
+    job = Job(Path(words[0]))
+    _threads(job.execution)
+    if "--rank-of" in words:
+        return run_rank(job, words[words.index("--rank-of") + 1])
+    context = job.context()
+    for digest in job.todo:
+        stage = job.graph[digest]
+        try:
+            build_stage(job, stage, context)
+        except InterruptedRunError as error:
+            print(f"{stage.key}: {error}", flush=True)
+            return error.exit_code
+        except Exception as error:
+            traceback.print_exc()
+            code = error.exit_code if isinstance(error, CxrbenchError) else 1
+            value = {"stage": stage.key, "error": _message(error), "exit_code": code,
+                     "log": str(job.path.with_suffix(".log")), "type": type(error).__name__, "traceback": traceback.format_exc()}  # fmt: skip
+            write_json(failure_path(job.store, stage), value)
+            return code
+        print(f"{stage.key}: done", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
