@@ -31,20 +31,24 @@ def share_out(counts: Ints, wanted: Floats, order: Ints) -> Ints:
         column = min(labels, key=lambda c: int(left[c])) if labels else images
         rows = np.flatnonzero((part < 0) & (counts[:, column] > 0))
         for row in rows[np.lexsort((order[rows], -counts[rows, column]))]:
-            chosen = _neediest(remaining, wanted, column, held[row][column])
+            chosen = _neediest(remaining, wanted, column, held[row])
             part[row] = chosen
             for c, amount in enumerate(held[row]):
                 remaining[chosen][c] -= amount
     return part
 
 
-def _neediest(remaining: list[list[float]], wanted: Floats, column: int, amount: int) -> int:
-    """The part that lacks most of its share, among those the amount fits into.
+def _neediest(remaining: list[list[float]], wanted: Floats, column: int, unit: list[int]) -> int:
+    """The part that lacks most of its share, among those into which the unit's images fit.
 
     Shares are compared relative to what a part wants, so that small parts, too, get large patients; a
     single image fits wherever anything is lacking, so that small parts, too, get rare labels.
     """
-    fitting = [p for p in range(len(remaining)) if math.ceil(remaining[p][column] - 1e-9) >= amount]
+
+    def fits(part: int) -> bool:
+        return all(math.ceil(remaining[part][c] - 1e-9) >= unit[c] for c in (column, -1))
+
+    fitting = [part for part in range(len(remaining)) if fits(part)]
 
     def lack(part: int) -> tuple[float, float]:
         need = remaining[part][column]

@@ -54,9 +54,7 @@ class PatchAutoencoder(Method):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         image = to_unit(batch["image"])
-        loss = reconstruction_mse(self.autoencoder(image)[1], image)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(image))
-        return loss
+        return reconstruction_mse(self.autoencoder(image)[1], image)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         image = to_unit(batch["image"])
@@ -152,15 +150,13 @@ class AECNN(Classifier):
         logits: Tensor = self.classifier(self.autoencoder.encode(image))
         return logits
 
-    def loss(self, batch: Batch) -> Tensor:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         image = to_unit(batch["image"])
         code, reconstruction = self.autoencoder(image)
         bce = masked_bce(self.classifier(code), batch["target"], batch["known"])
         mse = reconstruction_mse(reconstruction, image)
-        self.log_dict(
-            {"train_bce": bce, "train_mse": mse}, on_step=False, on_epoch=True, batch_size=len(image)
-        )
-        return self.params.bce_weight * bce + (1 - self.params.bce_weight) * mse
+        share = self.params.bce_weight
+        return {"loss": share * bce + (1 - share) * mse, "bce": bce.detach(), "mse": mse.detach()}
 
 
 def _below(prefix: str, state: State) -> State:

@@ -114,7 +114,7 @@ def _with_recipe(tree: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, A
 
 
 class Classifier(Method):
-    """A method that gives a probability for each label; subclasses say `forward` and may add to `loss`."""
+    """A method that gives a probability for each label; subclasses say `forward`, and `losses` if they must."""
 
     def __init__(self, params: MethodParams, labels: tuple[str, ...]) -> None:
         super().__init__(params, labels)
@@ -124,14 +124,13 @@ class Classifier(Method):
         """Images [B, 1, S, S] in [0, 1] to logits [B, K]."""
         raise NotImplementedError
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The training loss of a batch, a scalar."""
-        return masked_bce(self(to_unit(batch["image"])), batch["target"], batch["known"])
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss`, which is minimised, and any terms of it that are worth a column in the log."""
+        logits = self(to_unit(batch["image"]))
+        return {"loss": masked_bce(logits, batch["target"], batch["known"])}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.loss(batch)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["row"]))
-        return loss
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        return self.losses(batch)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self(to_unit(batch["image"])).float()

@@ -67,13 +67,36 @@ class FiniteLoss(Callback):
 
 
 class History(Callback):
-    """The metrics of every epoch; travels in the training state, so a resumed log has no gap."""
+    """The metrics of every epoch: the mean of what the steps return, and what validation logs.
+
+    It travels in the training state, the sums of a broken epoch too, so a resumed log has no gap.
+    """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        terms = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
+        for name, value in terms.items():
+            if isinstance(value, Tensor) and value.numel() == 1:
+                term = value.detach().double()
+                before = self._sums.get(name)
+                self._sums[name] = term if before is None else before.to(term.device) + term
+        self._steps += 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        means = {
+            f"train_{name}": float(trainer.strategy.reduce(value / self._steps, reduce_op="mean"))
+            for name, value in self._sums.items()
+        }
+        self._sums, self._steps = {}, 0
+        if trainer.logger:
+            trainer.logger.log_metrics(means, step=trainer.global_step)
+        metrics = {**means, **{k: float(v) for k, v in trainer.callback_metrics.items()}}
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": rate, **metrics}
         self.rows.append(row)
@@ -82,10 +105,14 @@ class History(Callback):
             print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}", flush=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        sums = {name: float(value) for name, value in self._sums.items()}
+        return {"rows": self.rows, "sums": sums, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
+        self._steps = state_dict["steps"]
+        sums = state_dict["sums"]
+        self._sums = {n: torch.tensor(v, dtype=torch.float64) for n, v in sums.items()}
 
 
 class KeepBest(Callback):

@@ -1,0 +1,156 @@
+"""An interrupted training goes on as if it had not been interrupted: bit for bit on a CPU."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cxrbench.core.digest import digest_file
+from cxrbench.core.registry import Registry
+from cxrbench.core.spec import BenchSpec, Execution
+from cxrbench.core.store import Store, write_json
+from cxrbench.runner.bench import plan_bench
+from cxrbench.runner.graph import to_json
+from cxrbench.runner.plan import Plan
+
+PLUGIN = '''
+from torch import nn
+from cxrbench.core.spec import Augment, MethodParams, Recipe
+from cxrbench.methods.base import Classifier
+
+RECIPE = Recipe(epochs=4, batch_size=8, optimizer="adamw", learning_rate=1e-3, schedule="cosine",
+                warmup_epochs=0.5, size=32, load=36, augment=Augment(rotate=10, contrast=0.2),
+                select="val_auc"{extra})
+
+class SmallParams(MethodParams):
+    recipe: Recipe = RECIPE
+
+class Small(Classifier):
+    """A small network with dropout and batch norm."""
+
+    name = "small"
+    version = 1
+    Params = SmallParams
+    presets = {{"quick": {{}}}}
+
+    def __init__(self, params, labels):
+        super().__init__(params, labels)
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3),
+            nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(16, len(labels)))
+
+    def forward(self, image):
+        return self.net(image)
+'''
+
+
+def small_plan(tmp_path: Path, store: Store, extra: str = "", **recipe: object) -> tuple[Plan, Registry]:
+    plugin = tmp_path / "small.py"
+    plugin.write_text(PLUGIN.format(extra=extra))
+    registry = Registry([plugin])
+    spec = BenchSpec.parse(
+        {
+            "name": "resume",
+            "preset": "quick",
+            "methods": ["small"],
+            "datasets": [{"name": "phantom", "split": "holdout", "params": {"images": 150}}],
+            "recipe": recipe,
+        },
+        where="test",
+    )
+    return plan_bench(spec, registry, store, "cpu"), registry
+
+
+def write_job(plan: Plan, registry: Registry, store: Store, **execution: object) -> Path:
+    path = store.folder("jobs") / "job.json"
+    write_json(
+        path,
+        {
+            "store": str(store.root),
+            "todo": list(plan.graph),
+            "nodes": to_json(plan.graph),
+            "roots": {"phantom": None},
+            "plugins": [str(p) for p in registry.plugins],
+            "execution": Execution(threads=1, **execution).model_dump(mode="json"),
+        },
+    )
+    return path
+
+
+def start(job: Path) -> subprocess.Popen[bytes]:
+    log = job.with_suffix(".log").open("ab")
+    command = [sys.executable, "-m", "cxrbench.runner.worker", str(job)]
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def fit_key(plan: Plan) -> str:
+    return next(stage.key for stage in plan.graph.values() if stage.kind == "fit")
+
+
+def wait_for_state(store: Store, key: str, process: subprocess.Popen[bytes], states: int) -> None:
+    """Until the training has saved this many states and is in the middle of the next stretch."""
+    folder = store.root / "partial" / key / "states"
+    seen: set[str] = set()
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        seen |= {path.name for path in folder.glob("state-*.ckpt")}
+        if len(seen) >= states:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"no {states} states were saved; the worker ended with {process.poll()}")
+
+
+def weights(store: Store, plan: Plan) -> str:
+    return digest_file(store.artefact(fit_key(plan)) / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """SHA-256 of the weights and of the log of a training that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    store = Store(folder / "store")
+    plan, registry = small_plan(folder, store)
+    job = write_job(plan, registry, store)
+    assert start(job).wait(300) == 0, job.with_suffix(".log").read_text()
+    return weights(store, plan), digest_file(store.artefact(fit_key(plan)) / "log.csv")
+
+
+@pytest.mark.parametrize(("steps", "workers", "states"), [(5, 0, 3), (5, 2, 4), (0, 0, 1)])
+def test_killed_in_mid_training_goes_on_bit_identically(
+    tmp_path: Path, uninterrupted: tuple[str, str], steps: int, workers: int, states: int
+) -> None:
+    store = Store(tmp_path / "store")
+    plan, registry = small_plan(tmp_path, store)
+    job = write_job(plan, registry, store, checkpoint_steps=steps, workers=workers)
+    killed = start(job)
+    wait_for_state(store, fit_key(plan), killed, states)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not store.has(fit_key(plan))
+    again = start(job)
+    assert again.wait(300) == 0, job.with_suffix(".log").read_text()
+    assert "resuming from state-" in job.with_suffix(".log").read_text()
+    log = store.artefact(fit_key(plan)) / "log.csv"
+    assert (weights(store, plan), digest_file(log)) == uninterrupted
+    assert not (store.root / "partial" / fit_key(plan)).exists()
+
+
+def test_sigterm_saves_and_exits_75(tmp_path: Path, uninterrupted: tuple[str, str]) -> None:
+    store = Store(tmp_path / "store")
+    plan, registry = small_plan(tmp_path, store)
+    job = write_job(plan, registry, store)
+    asked = start(job)
+    wait_for_state(store, fit_key(plan), asked, 1)
+    asked.terminate()
+    assert asked.wait(60) == 75, job.with_suffix(".log").read_text()
+    assert not store.has(fit_key(plan))
+    assert start(job).wait(300) == 0
+    assert weights(store, plan) == uninterrupted[0]
+    finished = store.meta(fit_key(plan))["provenance"]["time"]
+    assert start(job).wait(300) == 0
+    assert store.meta(fit_key(plan))["provenance"]["time"] == finished, "a finished stage ran again"
