@@ -1,6 +1,7 @@
 """The frozen pydantic base of every specification, and errors that name key and repair."""
 
 import difflib
+import reprlib
 import types
 import typing
 from collections.abc import Iterable
@@ -9,6 +10,11 @@ from typing import Any, Self, Union
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cxrbench.core.errors import ConfigError
+
+
+# What was given may be a whole file.
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 120
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -63,6 +69,6 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
             hint = nearest(str(path[-1]), _fields_at(model, path[:-1]))
             lines.append(f"{where}: unknown key '{key}'; {hint}")
         else:
-            given = "" if item["type"] == "missing" else f" (given: {item['input']!r})"
+            given = "" if item["type"] == "missing" else f" (given: {_BRIEF.repr(item['input'])})"
             lines.append(f"{where}: {key or 'value'}: {item['msg']}{given}")
     return "\n".join(lines)

@@ -87,7 +87,7 @@ def read_records(folder: Path) -> tuple[list[Record], list[str]]:
             continue
         try:
             records.append(read_record(path))
-        except DataError as error:
+        except (DataError, OSError) as error:
             excluded.append(str(error))
     return records, excluded
 

@@ -57,7 +57,7 @@ def _read_entries(path: Path, family: Family, target: str) -> list[Entry]:
     """The registered classes of a file: those with a literal `name` and, for methods, `presets`."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    except (SyntaxError, UnicodeDecodeError) as error:
+    except (SyntaxError, ValueError) as error:
         raise UsageError(f"{path}: not a Python file ({error})") from None
     entries = []
     for node in tree.body:
@@ -163,10 +163,10 @@ def _load_file(path: Path) -> Any:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except CxrbenchError:
-        raise
     except Exception as error:
         del sys.modules[module_name]
+        if isinstance(error, CxrbenchError):
+            raise
         raise UsageError(
             f"--plugin {path}: import failed: {type(error).__name__}: {error}"
         ) from error

@@ -69,7 +69,7 @@ def read_json(path: Path) -> Any:
     """Read JSON; a torn or foreign file is an error that names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); delete it to have it made again") from None
 
 

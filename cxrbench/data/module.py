@@ -170,6 +170,11 @@ class CxrDataModule(L.LightningDataModule):
             if not len(self.rows[part]):
                 raise DataError(f"{index.dataset}: the {part} part of this fold has no image")
 
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch; the same for any number of devices."""
+        batches = max(1, len(self.rows["train"]) // self.recipe.batch_size)
+        return -(-batches // self.recipe.accumulate)
+
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
@@ -207,7 +212,8 @@ class CxrDataModule(L.LightningDataModule):
             loop = self.trainer.fit_loop
             # Lightning's own set_epoch comes too late for the first epoch after a resume.
             batches.set_epoch(loop.epoch_progress.current.processed)
-            batches.skip = loop.epoch_loop.batch_progress.current.ready
+            # At an epoch's end the count of its batches still stands, though the next one begins.
+            batches.skip = loop.epoch_loop.batch_progress.current.ready % len(batches)
         view = RandomView(
             self.size, crop=recipe.train_view == "random_crop", augment=recipe.augment
         )

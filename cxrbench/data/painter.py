@@ -4,10 +4,7 @@ Every picture is a pure function of its study. Attenuation along the ray is summ
 and then developed like film, so that ribs show through lungs and fluid hides vessels.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from statistics import NormalDist
 
 import cv2
 import numpy as np
@@ -16,19 +13,15 @@ import numpy.typing as npt
 from cxrbench.data.painter_anatomy import (
     Anatomy,
     Bytes,
-    Canvas,
     Double,
     Float,
     Measures,
-    airways,
     measure,
-    noise,
-    skeleton,
-    spine,
     stream,
-    trunk,
     vessels,
 )
+from cxrbench.data.painter_canvas import Canvas, airways, noise, skeleton, spine, trunk
+from cxrbench.data.painter_cohort import PREVALENCE, Study, sample_cohort
 from cxrbench.data.painter_findings import (
     FINDINGS,
     PAINTERS,

@@ -11,15 +11,14 @@ import numpy as np
 
 from cxrbench.data.painter_anatomy import (
     Anatomy,
-    Canvas,
     Double,
     Float,
     Measures,
     mirrored,
-    noise,
     spline,
     stream,
 )
+from cxrbench.data.painter_canvas import Canvas, noise
 
 
 @dataclass(frozen=True)

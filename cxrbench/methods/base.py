@@ -53,6 +53,9 @@ class Method(L.LightningModule):
     reported: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     Params: ClassVar[type[MethodParams]] = MethodParams
     params: MethodParams
+    # Set before a training. Lightning's own estimate makes the loader before a resumed training
+    # knows its epoch, and so starts it with another order.
+    steps_per_epoch: int = 1
 
     def __init__(self, params: MethodParams, labels: tuple[str, ...]) -> None:
         super().__init__()
@@ -97,9 +100,7 @@ class Method(L.LightningModule):
         return {}
 
     def configure_optimizers(self) -> Any:
-        steps = int(self.trainer.estimated_stepping_batches)
-        per_epoch = max(1, steps // max(1, self.params.recipe.epochs))
-        return build_optimiser(self, self.params.recipe, steps, per_epoch)
+        return build_optimiser(self, self.params.recipe, self.steps_per_epoch)
 
 
 def _with_recipe(tree: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def build_optimiser(module: nn.Module, recipe: Recipe, steps: int, steps_per_epoch: int) -> Any:
-    """What Lightning's `configure_optimizers` returns for a recipe; `steps` is the whole training's."""
+def build_optimiser(module: nn.Module, recipe: Recipe, steps_per_epoch: int) -> Any:
+    """What Lightning's `configure_optimizers` returns for a recipe."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "sgd":
@@ -32,6 +32,7 @@ def build_optimiser(module: nn.Module, recipe: Recipe, steps: int, steps_per_epo
         return {"optimizer": optimiser, "lr_scheduler": schedule}
     if recipe.schedule == "constant" and not recipe.warmup_epochs:
         return optimiser
+    steps = recipe.epochs * steps_per_epoch
     warmup = round(recipe.warmup_epochs * steps_per_epoch)
 
     def factor(step: int) -> float:

@@ -105,6 +105,7 @@ def bind(
     from cxrbench.data.splits import describe
 
     counts = describe(opened.split, opened.index)
+    coverage = opened.index.notes.get("coverage") or opened.facts["coverage"]
     binding = Binding(
         dataset=cls.name,
         version=cls.version,
@@ -119,11 +120,12 @@ def bind(
             "patients": len(set(opened.index.patient_ids)),
             "notes": opened.index.notes,
             "phantom": cls.phantom,
-            "complete": bool(opened.facts.get("complete", True)),
-            "coverage": opened.facts.get("coverage"),
+            # Of the download and of the split: a part of either is never called by the whole's name.
+            "complete": bool(opened.facts["complete"]) and bool(coverage.get("complete", True)),
+            "coverage": {name: coverage[name] for name in ("present", "promised")},
             "rule": opened.split.rule,
-            "counts": counts,
-            "warnings": list(counts.get("warnings", [])),
+            "counts": counts["counts"],
+            "warnings": list(counts["warnings"]),
         },
     )
     write_json(cached, binding.model_dump(mode="json"))

@@ -108,7 +108,11 @@ def _warnings(
     if data.get("phantom"):
         found.append("phantom data: drawn images, no statement about patients")
     if not data.get("complete", True):
-        found.append(f"partial data: {data.get('coverage')}; not comparable with the full data set")
+        have = data["coverage"]
+        found.append(
+            f"partial data: {have['present']:,} of {have['promised']:,} images; "
+            f"not comparable with the full data set"
+        )
     skipped = {name for s in stages for name in s.facts.get("skipped_images", [])}
     if skipped:
         found.append(f"{len(skipped)} unreadable images left out: {', '.join(sorted(skipped)[:5])}")

@@ -45,6 +45,13 @@ def to_json(graph: Graph) -> list[dict[str, Any]]:
 
 def from_json(nodes: list[dict[str, Any]]) -> Graph:
     """The graph of `to_json`; a node whose digest is not its content's is refused."""
+    try:
+        return _read_nodes(nodes)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"not a graph of stages: {type(error).__name__}: {error}") from None
+
+
+def _read_nodes(nodes: list[dict[str, Any]]) -> Graph:
     graph: Graph = {}
     for node in nodes:
         fields = dict(node)

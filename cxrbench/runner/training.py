@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import os
 import shutil
 import time
@@ -101,6 +102,7 @@ def train(
         return
     started = time.monotonic()
     module = build_module(stage, inputs)
+    module.steps_per_epoch = data.steps_per_epoch()
     recipe = module.params.recipe
     states = work / "states"
     states.mkdir(parents=True, exist_ok=True)
@@ -111,6 +113,7 @@ def train(
     )
     averaged = [AveragedWeights(decay=recipe.ema_decay)] if recipe.ema_decay else []
     callbacks = [StepSeeds(stage.seed), finite, best, *averaged, history, pulse, save]
+    _hush()
     logger = _wandb(stage, execution, logs)
     trainer = make_trainer(recipe, execution, callbacks, work, logger)
     resume = newest_state(states)
@@ -118,9 +121,7 @@ def train(
         print(f"{stage.key}: " + (f"resuming from {resume.name}" if resume else "from the start"))
     if recipe.compile:
         module.compile()
-    with warnings.catch_warnings():
-        _hush()
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     finite.check(trainer)
     if trainer.is_global_zero:
         facts = {
@@ -159,12 +160,14 @@ def _leave(work: Path, weights: Path, rows: list[dict[str, Any]], facts: dict[st
 
 
 def _hush() -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for text in (
         ".*does not have many workers.*",
         ".*your dataloader is not resumable.*",
         ".*The number of training batches.*",
         ".*LeafSpec.*",
         ".*sync_dist.*",
+        ".*tensorboardX.*",
     ):
         warnings.filterwarnings("ignore", text)
 

@@ -1,0 +1,98 @@
+"""What the tests share: a store of their own, the sample images, and records from nothing."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cxrbench.core.record import Record
+from cxrbench.core.store import HOME_VARIABLE, Store
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+SLOW_VARIABLE = "CXRBENCH_SLOW"
+SAMPLES_VARIABLE = "CXRBENCH_SAMPLES"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests run only when they are asked for: `-m slow`, or CXRBENCH_SLOW=1 for all."""
+    if "slow" in config.option.markexpr or os.environ.get(SLOW_VARIABLE) == "1":
+        return
+    skip = pytest.mark.skip(reason=f"slow; run with -m slow or {SLOW_VARIABLE}=1")
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test talks to Weights & Biases, whoever is logged in."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty store, which the command line takes for its own."""
+    home = tmp_path / "store"
+    monkeypatch.setenv(HOME_VARIABLE, str(home))
+    return Store(home)
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """The folder of real sample images beside the checkout."""
+    given = os.environ.get(SAMPLES_VARIABLE)
+    folder = Path(given) if given else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder}: no sample images; set {SAMPLES_VARIABLE}")
+    return folder
+
+
+RECORD: dict[str, Any] = {
+    "created": "2026-01-02T03:04:05Z",
+    "benchmark": "test",
+    "method": "densenet121",
+    "method_version": 1,
+    "preset": "paper",
+    "params": {"recipe": {"epochs": 2}},
+    "changed": {},
+    "paper": "",
+    "reported": None,
+    "dataset": "kermany",
+    "dataset_version": 1,
+    "dataset_params": {"task": "pneumonia"},
+    "revision": "r" * 64,
+    "labels": ["pneumonia"],
+    "split": "cv5",
+    "split_digest": "5" * 64,
+    "folds": 2,
+    "fold": 0,
+    "seed": 0,
+    "data_facts": {"images": 100, "patients": 60, "phantom": False, "complete": True},
+    "stages": [],
+    "cost": {"device": "cpu", "device_hours": 0.25, "parameters": 7_000_000},
+    "warnings": [],
+    "provenance": {"code": {"commit": "c" * 40, "dirty": False}},
+}
+
+
+@pytest.fixture
+def make_record() -> Callable[..., Record]:
+    """Builds a record: `auc` and other macro scores by keyword, any field of `Record` too."""
+    made = 0
+
+    def build(auc: float | None = 0.8, *, macro: dict[str, Any] | None = None, **fields: Any) -> Record:
+        nonlocal made
+        made += 1
+        value = {
+            **RECORD,
+            "id": f"{made:012x}",
+            "final": f"{made:064x}",
+            "scores": {"macro": {"auc": auc, "floor": {"auc": 0.5}, **(macro or {})}},
+            **fields,
+        }
+        return Record.parse(value, where="test")
+
+    return build
