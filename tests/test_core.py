@@ -410,6 +410,8 @@ def test_yaml_numbers_and_words_are_what_they_look_like() -> None:
     nothing: null
     weights: none
     nan: .nan
+    day: 2020-13-45
+    other_day: 2020-01-02
     """
     found = parse_yaml(text, where="x")
     assert found["rate"] == 1e-4
@@ -423,6 +425,7 @@ def test_yaml_numbers_and_words_are_what_they_look_like() -> None:
     assert found["nothing"] is None
     assert found["weights"] == "none"
     assert found["nan"] == ".nan"
+    assert (found["day"], found["other_day"]) == ("2020-13-45", "2020-01-02")
 
 
 @pytest.mark.parametrize(
@@ -440,7 +443,7 @@ def test_yaml_numbers_and_words_are_what_they_look_like() -> None:
         ("{a: 1}: 3", "b.yaml: "),
         ("a: \x07", "b.yaml: "),
         ("[" * 5000, "b.yaml: "),
-        ("a: 2020-13-45", "b.yaml: "),
+        ("a: " + "1" * 5000, "b.yaml: "),
     ],
     ids=lambda text: text[:30],
 )
@@ -616,13 +619,23 @@ class Fake:
         return 1
         # the end
 
+    # and after it
 
-x = 1
-'''
+
+x = "\\u2028"
+
+
+class Last(Decorated):
+    """The file ends without a line break."""
+
+    name = "last"
+    version = 1
+    presets = {"quick": {}}
+    text = "a b"'''
     plugin.write_text(PLUGIN + extra)
     registry = Registry([plugin])
     sources = class_sources(registry)
-    for name in ("decorated", "my-method"):
+    for name in ("decorated", "my-method", "last"):
         cls = registry.load("methods", name)
         assert sources[(cls.name, cls.version)] == {source_digest(cls)}, name
 

@@ -17,49 +17,17 @@ from cxrbench.runner.bench import plan_bench
 from cxrbench.runner.graph import to_json
 from cxrbench.runner.plan import Plan
 
-PLUGIN = '''
-from torch import nn
-from cxrbench.core.spec import Augment, MethodParams, Recipe
-from cxrbench.methods.base import Classifier
-
-RECIPE = Recipe(epochs=4, batch_size=8, optimizer="adamw", learning_rate=1e-3, schedule="cosine",
-                warmup_epochs=0.5, size=32, load=36, augment=Augment(rotate=10, contrast=0.2),
-                select="val_loss"{extra})
-
-class SmallParams(MethodParams):
-    recipe: Recipe = RECIPE
-
-class Small(Classifier):
-    """A small network with dropout and batch norm."""
-
-    name = "small"
-    version = 1
-    Params = SmallParams
-    presets = {{"quick": {{}}}}
-
-    def __init__(self, params, labels):
-        super().__init__(params, labels)
-        self.net = nn.Sequential(
-            nn.Conv2d(1, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3),
-            nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-            nn.Linear(16, len(labels)))
-
-    def forward(self, image):
-        return self.net(image)
-'''
+PLUGIN = Path(__file__).parent / "plugins" / "small.py"
 
 
-def small_plan(tmp_path: Path, store: Store, extra: str = "", **recipe: object) -> tuple[Plan, Registry]:
-    plugin = tmp_path / "small.py"
-    plugin.write_text(PLUGIN.format(extra=extra))
-    registry = Registry([plugin])
+def small_plan(store: Store) -> tuple[Plan, Registry]:
+    registry = Registry([PLUGIN])
     spec = BenchSpec.parse(
         {
             "name": "resume",
             "preset": "quick",
             "methods": ["small"],
             "datasets": [{"name": "phantom", "split": "holdout", "params": {"images": 150}}],
-            "recipe": recipe,
         },
         where="test",
     )
@@ -114,7 +82,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """SHA-256 of the weights and of the log of a training that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     store = Store(folder / "store")
-    plan, registry = small_plan(folder, store)
+    plan, registry = small_plan(store)
     job = write_job(plan, registry, store)
     assert start(job).wait(300) == 0, job.with_suffix(".log").read_text()
     return weights(store, plan), digest_file(store.artefact(fit_key(plan)) / "log.csv")
@@ -125,7 +93,7 @@ def test_killed_in_mid_training_goes_on_bit_identically(
     tmp_path: Path, uninterrupted: tuple[str, str], steps: int, workers: int, states: int
 ) -> None:
     store = Store(tmp_path / "store")
-    plan, registry = small_plan(tmp_path, store)
+    plan, registry = small_plan(store)
     job = write_job(plan, registry, store, checkpoint_steps=steps, workers=workers)
     killed = start(job)
     wait_for_state(store, fit_key(plan), killed, states)
@@ -142,7 +110,7 @@ def test_killed_in_mid_training_goes_on_bit_identically(
 
 def test_sigterm_saves_and_exits_75(tmp_path: Path, uninterrupted: tuple[str, str]) -> None:
     store = Store(tmp_path / "store")
-    plan, registry = small_plan(tmp_path, store)
+    plan, registry = small_plan(store)
     job = write_job(plan, registry, store)
     asked = start(job)
     wait_for_state(store, fit_key(plan), asked, 1)

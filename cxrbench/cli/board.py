@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from cxrbench.core.record import Record
 
 RESULTS = Path("benchmarks/results")
+WIDE = 240  # columns of text where no terminal sets a limit
+# Left out first where the terminal is narrow; the files have every column.
+EXPENDABLE = ("params", "recall val", "P@95R val", "hours", "Δ vgg16", "val-test", "P@95R", "PR-AUC")
 
 
 def register(app: typer.Typer) -> None:
@@ -72,15 +75,16 @@ def show_tables(records: "list[Record]", excluded: list[str], folder: Path) -> N
     tables = collect(records)
     files = write_tables(tables, excluded, folder)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
     for table in tables:
         shown = [cells(row) for row in table.rows]
-        # A column that says nothing is left to the files.
-        used = [i for i in range(len(HEADER)) if any(row[i] != "–" for row in shown)]
+        columns = _columns_that_fit([list(HEADER), *shown], console.width)
         rich = RichTable(title=Text(table.title), caption=Text(floor_line(table)))
-        for i in used:
-            rich.add_column(HEADER[i], overflow="fold", justify="left" if i == 1 else "right")
+        for i in columns:
+            rich.add_column(HEADER[i], justify="left" if HEADER[i] == "method" else "right")
         for row in shown:
-            rich.add_row(*(Text(row[i]) for i in used))
+            rich.add_row(*(Text(row[i]) for i in columns))
         console.print(rich)
         for text in table.warnings:
             console.print(f"  note: {text}", markup=False, highlight=False)
@@ -88,6 +92,18 @@ def show_tables(records: "list[Record]", excluded: list[str], folder: Path) -> N
         say(f"left out: {line}")
     for path in files:
         print(path)
+
+
+def _columns_that_fit(rows: list[list[str]], width: int) -> list[int]:
+    """Columns that say something, without the least important ones where the terminal is narrow."""
+    header = rows[0]
+    kept = [i for i in range(len(header)) if any(row[i] != "–" for row in rows[1:])]
+    for name in EXPENDABLE:
+        need = sum(max(len(row[i]) for row in rows) + 3 for i in kept) + 1
+        if need <= width:
+            break
+        kept = [i for i in kept if header[i] != name]
+    return kept
 
 
 def publish(

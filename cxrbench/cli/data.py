@@ -11,7 +11,7 @@ from cxrbench.core.store import Store
 
 Dataset = Annotated[str, typer.Option("--dataset", help="See `cxrbench list datasets`.")]
 Split = Annotated[str, typer.Option("--split", help="[default: the data set's first]")]
-NAMES_SHOWN = 10
+NAMES_SHOWN = 3
 
 
 def register(app: typer.Typer) -> None:
@@ -132,7 +132,7 @@ def _print_counts(opened: Any) -> None:
     from rich.text import Text
 
     index, split = opened.index, opened.split
-    table = Table(title=Text(f"{opened.cls.name}/{split.name}: {split.rule}"))
+    table = Table(title=Text(f"{opened.cls.name}/{split.name}"), caption=Text(split.rule))
     for column in ("fold", "part", "images", "patients", *index.labels):
         table.add_column(column, justify="right" if column != "part" else "left", overflow="fold")
     for fold in range(split.folds):

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -47,4 +48,6 @@ def package_digest() -> str:
 
 def source_digest(cls: type) -> str:
     """SHA-256 of a class's text; at an equal `version` it should be equal too."""
-    return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()
+    # `inspect` counts comments after the last statement to the class; the parser does not.
+    text = re.sub(r"(?:\n[ \t]*#[^\n]*|\n[ \t]*)+\Z", "", inspect.getsource(cls))
+    return hashlib.sha256(f"{text}\n".encode()).hexdigest()

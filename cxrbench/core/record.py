@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import field_validator
+
 from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.store import read_json, write_json
@@ -56,6 +58,15 @@ class Record(Frozen):
     cost: dict[str, Any]
     warnings: list[str]
     provenance: dict[str, Any]
+
+    @field_validator("scores")
+    @classmethod
+    def _rankable(cls, scores: dict[str, Any]) -> dict[str, Any]:
+        macro = scores.get("macro")
+        auc = macro.get("auc", "absent") if isinstance(macro, dict) else "absent"
+        if auc is not None and not (isinstance(auc, int | float) and 0 <= auc <= 1):
+            raise ValueError("macro.auc must be a number from 0 to 1, or null")
+        return scores
 
 
 def write_record(folder: Path, record: Record) -> Path:

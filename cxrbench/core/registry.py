@@ -180,17 +180,17 @@ def _load_file(path: Path) -> Any:
 def class_sources(registry: Registry) -> dict[tuple[str, int], set[str]]:
     """SHA-256 of the text of every class that has a name and a version, without importing it."""
     found: dict[tuple[str, int], set[str]] = {}
-    paths = {p for p in (PACKAGE / "methods").glob("*.py")} | set(registry.plugins)
+    paths = set((PACKAGE / "methods").glob("*.py")) | set(registry.plugins)
     for path in paths:
         text = path.read_text(encoding="utf-8")
-        lines = text.splitlines(keepends=True)
+        lines = text.split("\n")  # as Python counts them
         for node in ast.parse(text).body:
             if not isinstance(node, ast.ClassDef):
                 continue
             name, version = _literal(node, "name"), _literal(node, "version")
             if isinstance(name, ast.Constant) and isinstance(version, ast.Constant):
                 start = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-                body = "".join(lines[start - 1 : node.end_lineno])
+                body = "\n".join(lines[start - 1 : node.end_lineno]) + "\n"
                 key = (str(name.value), int(str(version.value)))
                 found.setdefault(key, set()).add(hashlib.sha256(body.encode()).hexdigest())
     return found

@@ -185,15 +185,18 @@ def transform(
     return replace(data, images=stage)
 
 
-def predict(model: Stage, data: DataView | None = None) -> Stage:
-    """Probabilities of a fitted model for the validation and test parts of a view."""
+def predict(model: Stage, home: DataView) -> Stage:
+    """Probabilities of a fitted model for the validation and test parts of a run's own view.
+
+    The model's images are read (aligned, cropped), but never at another split or fold than `home`.
+    """
     return Stage(
         kind="predict",
         name=model.name,
         target=model.target,
         version=model.version,
         params=model.params,
-        data=data or model.data,
+        data=replace(home, images=model.data.images),
         inputs={"model": model},
     )
 

@@ -7,6 +7,7 @@ EXIF rotation is applied; several frames, more than 64 megapixels or fewer than 
 import json
 import os
 import shutil
+import struct
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from cxrbench.core.digest import digest
 from cxrbench.core.errors import DataError
@@ -27,6 +28,18 @@ Grey = npt.NDArray[np.uint8]
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 16
 DECODER = 1  # raise when `decode` or `resize` changes any pixel: old caches are then not used
+# What Pillow raises for damaged bytes besides OSError.
+_BROKEN = (SyntaxError, ValueError, EOFError, TypeError, LookupError, OverflowError, struct.error)
+# Pillow's own `exif_transpose` also writes the other tags anew, and fails on odd ones.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SUFFIXES = (".png", ".jpg", ".jpeg")
 # Pillow only warns between 89 and 178 megapixels; `_grey` refuses from MAX_PIXELS on.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -49,7 +62,7 @@ def decode(path: Path) -> Grey:
         raise UnreadableImageError(f"{path}: {_what_is(path)}, not a PNG or JPEG image") from None
     except Image.DecompressionBombError:
         raise UnreadableImageError(f"{path}: more than {MAX_PIXELS:,} pixels") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (*_BROKEN, OSError) as error:
         raise UnreadableImageError(f"{path}: {error or type(error).__name__}") from None
 
 
@@ -73,7 +86,8 @@ def _grey(image: Image.Image, path: Path) -> Grey:
     if getattr(image, "n_frames", 1) > 1:
         raise UnreadableImageError(f"{path}: {getattr(image, 'n_frames', 0)} frames; expected one")
     image.load()
-    upright = ImageOps.exif_transpose(image)
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    upright = image if turn is None else image.transpose(turn)
     if upright.mode.startswith("I"):
         return _from_deep(np.asarray(upright), path)
     if upright.mode == "F":
@@ -138,11 +152,17 @@ def open_pixels(
                 _build(read, len(contents), size, folder, store, progress)
         finally:
             lock.release()
-    facts = json.loads((folder / "done.json").read_text())
-    images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-    if images.shape != (len(contents), size, size):
-        raise DataError(f"{folder}: damaged pixel cache; delete the folder to build it again")
-    return PixelCache(images, {int(k): v for k, v in facts["unreadable"].items()}, folder)
+    try:
+        facts = json.loads((folder / "done.json").read_text())
+        unreadable = {int(row): str(why) for row, why in facts["unreadable"].items()}
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        if images.shape != (len(contents), size, size) or images.dtype != np.uint8:
+            raise ValueError(f"it holds {images.dtype} {images.shape}")
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(
+            f"{folder}: damaged pixel cache; delete the folder to build it again ({error})"
+        ) from None
+    return PixelCache(images, unreadable, folder)
 
 
 def _build(

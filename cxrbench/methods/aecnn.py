@@ -125,9 +125,8 @@ class AECNN(Classifier):
         super().__init__(params, labels)
         self.autoencoder = Autoencoder(clip_code=params.clip_code)
         # Its weights come from stage 1, so nothing else is loaded here.
-        start = params.classifier.model_copy(
-            update={"backbone": params.backbone, "pretrained": "none"}
-        )
+        start = params.classifier.model_copy(update={"backbone": params.backbone})
+        start = BackboneClassifier.without_weights(start)
         self.classifier = BackboneClassifier(start, labels)
 
     @classmethod

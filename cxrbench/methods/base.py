@@ -85,6 +85,11 @@ class Method(L.LightningModule):
         """(side at which images are read, side of a view of them) in pixels."""
         return params.recipe.load, params.recipe.size
 
+    @classmethod
+    def without_weights(cls, params: Any) -> Any:
+        """The parameters of a module whose weights are loaded afterwards, so need not be fetched."""
+        return params
+
     @property
     def monitor(self) -> str:
         """The validation metric that chooses the epoch."""

@@ -76,6 +76,10 @@ class BackboneClassifier(Classifier):
         if params.recipe.channels_last:
             self.net = self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    @classmethod
+    def without_weights(cls, params: Any) -> Any:
+        return params.model_copy(update={"pretrained": "none"})
+
     def forward(self, image: Tensor) -> Tensor:
         logits: Tensor = self.net(self.normalise(image))
         return logits

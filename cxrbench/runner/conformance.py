@@ -88,7 +88,8 @@ def _says_itself(cls: Any, entry: Any) -> str | None:
 
 def _plans(cls: Any, preset: str) -> str | None:
     params = cls.resolve(preset, {}, {}, where=cls.name)
-    stage = score(predict(cls.stages(example_view(), params)), replicates=0, seed=0)
+    view = example_view()
+    stage = score(predict(cls.stages(view, params), view), replicates=0, seed=0)
     leaks = find_leaks(stage)
     return "; ".join(leaks) or None
 

@@ -13,7 +13,7 @@ from cxrbench.methods.base import Method
 from cxrbench.nn.backbones import read_weights
 from cxrbench.runner.context import Context
 from cxrbench.runner.predict import predict_parts
-from cxrbench.runner.training import build_module, train
+from cxrbench.runner.training import load_module, train
 
 CHUNK = 64  # images that a transform is given at once
 
@@ -56,8 +56,7 @@ def run_predict(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     """Probabilities of the validation and test images, each once."""
     model = stage.inputs["model"]
     data, skipped = data_module(stage, context)
-    module = build_module(model, {})
-    module.load_state_dict(read_weights(context.artefact(model) / "model.safetensors"), strict=True)
+    module = load_module(model, context.artefact(model) / "model.safetensors")
     facts = predict_parts(module, data, out / "predictions.parquet", stage, device_of(context))
     return {**facts, "skipped_images": skipped}
 

@@ -167,7 +167,7 @@ def _runs_of(
     for fold in entry.folds if entry.folds is not None else range(binding.folds):
         for seed in spec.seeds:
             view = binding.view(fold=fold, seed=seed, skip_unreadable=spec.skip_unreadable)
-            stage = predict(cls.stages(view, params))
+            stage = predict(cls.stages(view, params), view)
             final = score(stage, replicates=REPLICATES, seed=0)
             yield PlannedRun(
                 method=cls.name,

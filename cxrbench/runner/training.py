@@ -17,12 +17,14 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
+from cxrbench.core.registry import load_target
 from cxrbench.core.seed import derive_seed
 from cxrbench.core.spec import Execution, Recipe
 from cxrbench.core.stage import Stage
 from cxrbench.core.store import write_atomic, write_json
 from cxrbench.data.module import CxrDataModule
 from cxrbench.methods.base import Method
+from cxrbench.nn.backbones import read_weights
 from cxrbench.runner.callbacks import (
     AveragedWeights,
     FiniteLoss,
@@ -40,13 +42,20 @@ TRAINED = "trained"  # the folder in which a finished training leaves its files
 
 def build_module(stage: Stage, inputs: dict[str, Any]) -> Method:
     """The module of a fit stage with its initial weights: a function of the stage's seed."""
-    from cxrbench.core.registry import load_target
-
     cls = load_target(stage.target)
     params = cls.Params.parse(dict(stage.params), where=stage.key)
     torch.manual_seed(derive_seed(stage.seed, "init"))
     module: Method = cls(params, stage.data.labels)
     module.receive(inputs)
+    return module
+
+
+def load_module(stage: Stage, weights: Path) -> Method:
+    """The module of a fit stage with the weights that its training left."""
+    cls = load_target(stage.target)
+    params = cls.without_weights(cls.Params.parse(dict(stage.params), where=stage.key))
+    module: Method = cls(params, stage.data.labels)
+    module.load_state_dict(read_weights(weights), strict=True)
     return module
 
 

@@ -1,0 +1,176 @@
+"""Sweeps by real workers: sharing, devices, failures, races, damaged data."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cxrbench.core.record import read_records
+from cxrbench.core.registry import Registry
+from cxrbench.core.spec import BenchSpec, Execution
+from cxrbench.core.store import Store
+from cxrbench.data.table import Table
+from cxrbench.runner.bench import Result, plan_bench, run_bench
+
+PLUGINS = Path(__file__).parent / "plugins"
+SMALL, STRIPED = PLUGINS / "small.py", PLUGINS / "striped.py"
+
+
+def bench(store: Store, plugins: list[Path], execution: Execution, **spec: object) -> Result:
+    registry = Registry(plugins)
+    made = BenchSpec.parse({"name": "test", "preset": "quick", **spec}, where="test")
+    plan = plan_bench(made, registry, store, "cpu")
+    return run_bench(plan, registry, store, execution, "missing")
+
+
+def cli(home: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    import os
+
+    environment = {**os.environ, "CXRBENCH_HOME": str(home), "WANDB_MODE": "disabled"}
+    command = [sys.executable, "-m", "cxrbench", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+
+
+def predictions(store: Store, result: Result) -> list[pd.DataFrame]:
+    stages = [s for s in result.plan.graph.values() if s.kind == "predict"]
+    return [pd.read_parquet(store.artefact(s.key) / "predictions.parquet") for s in stages]
+
+
+PHANTOM = [{"name": "phantom", "split": "holdout", "params": {"images": 150}}]
+
+
+def test_two_processes_train_and_predict_each_image_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    result = bench(
+        store, [SMALL], Execution(devices=2, threads=1), methods=["small"], datasets=PHANTOM,
+        recipe={"epochs": 2},
+    )  # fmt: skip
+    assert result.complete, result.outcome.failed
+    (table,) = predictions(store, result)
+    facts = result.plan.bindings.popitem()[1].facts["counts"]
+    parts = table["part"].value_counts().to_dict()
+    assert table["image_id"].is_unique
+    assert parts == {p: facts[p]["images"] for p in ("val", "test")}
+    record = read_records(store.root / "records")[0][0]
+    fit = next(stage for stage in record.stages if stage.kind == "fit")
+    assert fit.facts["steps"] == 2 * (facts["train"]["images"] // 8)
+
+
+def test_compute_and_transform_give_a_view_like_raw_data(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    result = bench(
+        store, [SMALL], Execution(threads=1), methods=["small-difference"], datasets=PHANTOM,
+        recipe={"epochs": 1},
+    )  # fmt: skip
+    assert result.complete, result.outcome.failed
+    kinds = [stage.kind for stage in result.plan.graph.values()]
+    assert kinds == ["compute", "transform", "fit", "predict", "score"]
+    facts = result.plan.bindings.popitem()[1].facts["counts"]
+    mean = next(s for s in result.plan.graph.values() if s.kind == "compute")
+    assert store.meta(mean.key)["facts"]["images"] == facts["train"]["images"]
+
+
+def test_a_failure_blocks_only_what_needs_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    result = bench(
+        store, [SMALL, STRIPED], Execution(threads=1, slots=2), recipe={"epochs": 2},
+        methods=[{"name": "small-broken", "preset": "paper"}, "small"],
+        datasets=[{"name": "striped", "path": str(Striped.fake(tmp_path / "films"))}],
+    )  # fmt: skip
+    (failure,) = result.outcome.failed.values()
+    assert failure["type"] == "NonFiniteLossError" and "epoch 0, step 3" in failure["error"]
+    assert Path(failure["log"]).is_file()
+    records, _ = read_records(store.root / "records")
+    assert [record.method for record in records] == ["small"]
+    assert records[0].scores["macro"]["auc"] > 0.9, "stripes are easy to see"
+
+
+class Striped:
+    @staticmethod
+    def fake(root: Path) -> Path:
+        root.mkdir()
+        loaded = Registry([STRIPED]).load("datasets", "striped")
+        return loaded.fake(root, images=160)
+
+
+def test_leaking_plan_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    spec = tmp_path / "leak.yaml"
+    spec.write_text(
+        "name: leak\npreset: tuned\nmethods: [small-leak]\n"
+        "datasets: [{name: phantom, split: cv5, folds: [0], params: {images: 150}}]\n"
+    )
+    done = cli(tmp_path / "store", "bench", spec, "--plugin", SMALL)
+    assert done.returncode == 78 and "test patients of fold 0" in done.stderr
+    assert not list((tmp_path / "store" / "artefacts").glob("*"))
+    done = cli(tmp_path / "store", "plan", spec, "--plugin", SMALL)
+    assert done.returncode == 1 and "LEAK" in done.stdout
+
+
+def test_two_sweeps_on_one_store_and_a_third_that_has_nothing_to_do(tmp_path: Path) -> None:
+    spec = tmp_path / "twice.yaml"
+    spec.write_text(
+        "name: twice\npreset: quick\nmethods: [small]\nrecipe: {epochs: 1}\n"
+        "datasets: [{name: phantom, split: cv5, folds: [0, 1], params: {images: 150}}]\n"
+    )
+    import os
+
+    home = tmp_path / "store"
+    environment = {**os.environ, "CXRBENCH_HOME": str(home), "WANDB_MODE": "disabled"}
+    words = ["bench", str(spec), "--plugin", str(SMALL), "--gpus", "0"]
+    command = [sys.executable, "-m", "cxrbench", *words]
+    both = [
+        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=500)
+        assert process.returncode == 0, errors.decode()
+    records, excluded = read_records(home / "records")
+    assert len(records) == 2 and not excluded
+    times = {p: p.stat().st_mtime_ns for p in home.glob("artefacts/*/stage.json")}
+    # Nothing is left to do, so nothing heavy is imported.
+    code = (
+        "import sys; sys.argv = sys.argv[1:]; from cxrbench.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert not e.code\n"
+        "print([m for m in ('torch', 'lightning', 'pandas') if m in sys.modules], file=sys.stderr)"
+    )
+    third = subprocess.run(
+        [sys.executable, "-c", code, "cxrbench", *words],
+        env=environment, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert third.stderr.splitlines()[-1] == "[]", third.stderr
+    assert "small (quick" in third.stdout
+    assert times == {p: p.stat().st_mtime_ns for p in home.glob("artefacts/*/stage.json")}
+
+
+def test_unreadable_image_stops_the_run_unless_it_may_be_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "films"
+    root.mkdir()
+    Table.fake(root, images=60, size=48)
+    film = sorted(root.rglob("*.png"))[7]
+    film.write_bytes(film.read_bytes()[:150])
+    words = ["run", "--method", "small", "--preset", "quick", "--plugin", SMALL, "--gpus", "0",
+             "--dataset", "table", "--data", root, "--set", "recipe.epochs=1"]  # fmt: skip
+    done = cli(tmp_path / "store", *words)
+    assert done.returncode == 65, done.stderr
+    assert film.name in done.stderr and "--skip-unreadable" in done.stderr
+    done = cli(tmp_path / "store", *words, "--skip-unreadable", "--json")
+    assert done.returncode == 0, done.stderr
+    (record,) = json.loads(done.stdout)
+    assert any("1 unreadable images left out" in text for text in record["warnings"])
+
+
+@pytest.mark.parametrize("typo", ["epoch: 3", "optimiser: adam"])
+def test_yaml_typo_names_key_and_nearest(tmp_path: Path, typo: str) -> None:
+    spec = tmp_path / "typo.yaml"
+    spec.write_text(
+        f"name: typo\nmethods: [small]\npreset: quick\nrecipe: {{{typo}}}\n"
+        "datasets: [{name: phantom, params: {images: 150}}]\n"
+    )
+    done = cli(tmp_path / "store", "plan", spec, "--plugin", SMALL)
+    assert done.returncode == 78
+    assert {"epoch: 3": "epochs", "optimiser: adam": "optimizer"}[typo] in done.stderr
