@@ -73,7 +73,7 @@ class Other(Part):
     name = "other"
 
 
-def final(model: Stage, view: DataView | None = None) -> Stage:
+def final(model: Stage, view: DataView = VIEW) -> Stage:
     return score(predict(model, view), replicates=10, seed=0)
 
 
@@ -258,6 +258,14 @@ def test_a_training_on_all_images_leaks() -> None:
 def test_a_model_of_one_fold_scored_on_another_leaks() -> None:
     assert find_leaks(final(fit(Part, VIEW), VIEW.at(fold=0)))
     assert not find_leaks(final(fit(Part, VIEW), VIEW.at(fold=1)))
+
+
+def test_predictions_are_of_the_run_s_own_view_with_the_model_s_images() -> None:
+    aligned = transform(Part, VIEW.at(fold=3))
+    stage = predict(fit(Part, aligned), VIEW)
+    assert stage.data.images == aligned.images
+    assert stage.data.fold == VIEW.fold
+    assert find_leaks(score(stage, replicates=1, seed=0))
 
 
 # --- graphs as JSON

@@ -165,7 +165,7 @@ class CxrDataModule(L.LightningDataModule):
         self.size, self.seed, self.workers = size, seed, workers
         self.rows = {part: np.flatnonzero(parts == part) for part in ("train", "val", "test")}
         if fit_part == "all":
-            self.rows["train"] = np.arange(len(index))
+            self.rows["train"] = np.flatnonzero(parts != "unreadable")
         for part in ("train", "val"):
             if not len(self.rows[part]):
                 raise DataError(f"{index.dataset}: the {part} part of this fold has no image")
@@ -221,6 +221,8 @@ class CxrDataModule(L.LightningDataModule):
 
     def evaluation_dataloader(self, part: str, view: str) -> DataLoader[Batch]:
         """Every image of a part once a rank, in order; padding repeats rows."""
+        if not len(self.rows[part]):
+            raise DataError(f"{self.index.dataset}: the {part} part of this fold has no image")
         rank, world = self._ranks()
         size = max(1, self.recipe.batch_size // world)
         batches = EpochBatches(

@@ -1,6 +1,7 @@
 """Records to tables: a pure function; rows that cannot be compared never share a table.
 
-Mean and standard deviation run over folds (and seeds). A difference is paired: the mean over the folds
+Mean and standard deviation run over folds (and seeds). A row is ranked when it has every fold and
+seed that any row of its table has. A difference is paired: the mean over the folds
 that both methods have of method minus baseline.
 """
 
@@ -63,6 +64,11 @@ class Row:
         return min(len(found) for found in per_seed.values())
 
     @property
+    def runs(self) -> set[Fold]:
+        """The folds and seeds that have a record."""
+        return {(record.fold, record.seed) for record in self.records}
+
+    @property
     def complete(self) -> bool:
         """Whether every fold is there."""
         return self.done == self.folds
@@ -119,11 +125,17 @@ def _table(records: list[Record]) -> Table:
     rows = [_row(group) for group in groups.values()]
     for row in rows:
         row.against = {name: _against(row, _baseline(name, row, rows)) for name in BASELINES}
-    ranked = sorted((r for r in rows if r.complete and r.values["auc"]), key=_auc, reverse=True)
+    everything = set().union(*(row.runs for row in rows))
+    fair = [row for row in rows if row.runs == everything and row.values["auc"]]
+    ranked = sorted(fair, key=_auc, reverse=True)
     for place, row in enumerate(ranked, start=1):
         row.rank = place
     rest = [row for row in rows if row.rank is None]
     first = records[0]
+    warnings = {text for record in records for text in record.warnings}
+    if ranked and not ranked[0].complete:
+        folds = ", ".join(str(fold) for fold in sorted({fold for fold, _ in everything}))
+        warnings.add(f"preliminary: ranked on fold {folds} of {first.folds} folds")
     return Table(
         dataset=first.dataset,
         split=first.split,
@@ -132,7 +144,7 @@ def _table(records: list[Record]) -> Table:
         rows=ranked + sorted(rest, key=lambda row: row.name),
         facts=first.data_facts,
         floor=first.scores["macro"].get("floor") or {},
-        warnings=sorted({text for record in records for text in record.warnings}),
+        warnings=sorted(warnings),
     )
 
 
