@@ -83,7 +83,9 @@ def make_record() -> Callable[..., Record]:
     """Builds a record: `auc` and other macro scores by keyword, any field of `Record` too."""
     made = 0
 
-    def build(auc: float | None = 0.8, *, macro: dict[str, Any] | None = None, **fields: Any) -> Record:
+    def build(
+        auc: float | None = 0.8, *, macro: dict[str, Any] | None = None, **fields: Any
+    ) -> Record:
         nonlocal made
         made += 1
         value = {

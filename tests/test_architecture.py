@@ -92,7 +92,9 @@ def test_imports_point_down_only(path: Path) -> None:
 
 def test_the_import_reader_sees_hidden_imports(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
-    file.write_text("def f():\n    from cxrbench.runner import plan\n    import cxrbench.cli.bench\n")
+    file.write_text(
+        "def f():\n    from cxrbench.runner import plan\n    import cxrbench.cli.bench\n"
+    )
     assert [to for _, to in own_floors(file)] == ["runner", "cli"]
 
 

@@ -100,7 +100,11 @@ def test_digests_do_not_change_from_process_to_process() -> None:
     for seed in ("0", "1"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         found = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert found.stdout.strip() == digest({"a": "x", "b": 1.5})
 
@@ -190,7 +194,12 @@ def test_a_changed_parent_changes_all_that_comes_after() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"fold": 3}, {"split": "official", "split_digest": "s9"}, {"labels": ("x",)}, {"root_seed": 99}],
+    [
+        {"fold": 3},
+        {"split": "official", "split_digest": "s9"},
+        {"labels": ("x",)},
+        {"root_seed": 99},
+    ],
     ids=str,
 )
 def test_a_rewriting_of_the_images_serves_every_fold_and_split(change: dict[str, Any]) -> None:
@@ -396,7 +405,10 @@ def test_a_crop_larger_than_the_image_is_refused() -> None:
 
 
 def test_a_benchmark_names_a_typo_in_a_data_set_and_in_a_method() -> None:
-    spec = {"datasets": [{"name": "phantom", "fold": [0]}], "methods": [{"name": "a", "presett": "x"}]}
+    spec = {
+        "datasets": [{"name": "phantom", "fold": [0]}],
+        "methods": [{"name": "a", "presett": "x"}],
+    }
     with pytest.raises(ConfigError) as error:
         BenchSpec.parse(spec, where="b.yaml")
     assert "b.yaml: unknown key 'datasets.0.fold'; did you mean 'folds'" in str(error.value)
@@ -505,7 +517,16 @@ def test_listing_imports_nothing_heavy(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names, heavy = done.stdout.splitlines()
-    known = {"aecnn", "densenet121", "vgg16", "phantom", "table", "kermany", "chestxray14", "my-method"}
+    known = {
+        "aecnn",
+        "densenet121",
+        "vgg16",
+        "phantom",
+        "table",
+        "kermany",
+        "chestxray14",
+        "my-method",
+    }
     assert known <= set(names.split())
     assert heavy == ""
 

@@ -72,7 +72,9 @@ def test_alpha_is_dropped_and_not_blended(tmp_path: Path, film: Grey, mode: str)
 
 def test_colour_is_turned_to_luminance(tmp_path: Path) -> None:
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 20, 30]], np.uint8)
-    Image.fromarray(np.repeat(colours[:, None], 20, axis=1).repeat(5, axis=0)).save(tmp_path / "x.png")
+    Image.fromarray(np.repeat(colours[:, None], 20, axis=1).repeat(5, axis=0)).save(
+        tmp_path / "x.png"
+    )
     expected = np.rint(colours @ [0.299, 0.587, 0.114])
     np.testing.assert_allclose(decode(tmp_path / "x.png")[::5, 0], expected, atol=1)
 
@@ -127,9 +129,7 @@ def test_a_dark_deep_image_is_not_stretched(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["jpg", "png", "deep png"])
-def test_exif_rotation_is_applied(
-    tmp_path: Path, film: Grey, orientation: int, form: str
-) -> None:
+def test_exif_rotation_is_applied(tmp_path: Path, film: Grey, orientation: int, form: str) -> None:
     """The upright film is stored turned, with the tag that says how to turn it back."""
     undo = {
         1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
@@ -150,7 +150,11 @@ def test_exif_rotation_is_applied(
 
 def test_real_samples_are_read(samples: Path) -> None:
     paths = [
-        next(p for p in sorted((samples / folder).rglob("*")) if p.suffix in (".png", ".jpeg", ".jpg"))
+        next(
+            p
+            for p in sorted((samples / folder).rglob("*"))
+            if p.suffix in (".png", ".jpeg", ".jpg")
+        )
         for folder in ("nih_images_sub", "kermany_sub", "covid_cxr")
     ]
     for path in paths:
@@ -300,7 +304,9 @@ def test_resize_averages_when_shrinking_and_interpolates_when_growing() -> None:
     assert resize(image, 64) is image
     grown = resize(image, 128)
     assert grown.shape == (128, 128)
-    np.testing.assert_array_equal(grown, cv2.resize(image, (128, 128), interpolation=cv2.INTER_LINEAR))
+    np.testing.assert_array_equal(
+        grown, cv2.resize(image, (128, 128), interpolation=cv2.INTER_LINEAR)
+    )
 
 
 def test_resize_squeezes_to_a_square(film: Grey) -> None:
@@ -355,9 +361,7 @@ def test_pixels_are_read_once(store: Store, paths: list[Path]) -> None:
     assert not list((store.root / "partial").iterdir())
 
 
-def test_another_content_size_or_identity_is_another_cache(
-    store: Store, paths: list[Path]
-) -> None:
+def test_another_content_size_or_identity_is_another_cache(store: Store, paths: list[Path]) -> None:
     folders = [opened(paths, store)[0].folder]
     folders.append(opened(paths, store, size=17)[0].folder)
     folders.append(opened(paths, store, reader="v2")[0].folder)
@@ -410,9 +414,7 @@ def test_two_builders_at_once_build_it_once(store: Store, paths: list[Path]) -> 
         np.testing.assert_array_equal(cache.images, found[0].images)
 
 
-def test_a_build_that_fails_leaves_nothing_that_looks_done(
-    store: Store, paths: list[Path]
-) -> None:
+def test_a_build_that_fails_leaves_nothing_that_looks_done(store: Store, paths: list[Path]) -> None:
     def fail(row: int) -> Grey:
         raise MemoryError if row == 3 else UnreadableImageError("x")
 

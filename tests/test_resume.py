@@ -35,6 +35,7 @@ def small_plan(store: Store) -> tuple[Plan, Registry]:
 
 
 def write_job(plan: Plan, registry: Registry, store: Store, **execution: object) -> Path:
+    execution = {"threads": 1, "checkpoint_seconds": 0, **execution}
     path = store.folder("jobs") / "job.json"
     write_json(
         path,
@@ -44,7 +45,7 @@ def write_job(plan: Plan, registry: Registry, store: Store, **execution: object)
             "nodes": to_json(plan.graph),
             "roots": {"phantom": None},
             "plugins": [str(p) for p in registry.plugins],
-            "execution": Execution(threads=1, **execution).model_dump(mode="json"),
+            "execution": Execution(**execution).model_dump(mode="json"),
         },
     )
     return path

@@ -11,10 +11,10 @@ from cxrbench.cli import common
 from cxrbench.cli.common import say
 from cxrbench.core.errors import SweepIncompleteError, UsageError
 from cxrbench.core.registry import Registry, normalise
-from cxrbench.core.spec import PRESETS, BenchSpec, DatasetEntry, Execution, MethodEntry, Preset
 from cxrbench.core.store import Store
 
 if TYPE_CHECKING:
+    from cxrbench.core.spec import BenchSpec, Execution
     from cxrbench.runner.bench import Mode, Result
     from cxrbench.runner.plan import Plan
 
@@ -35,10 +35,13 @@ def _execution(
     workers: int | None,
     wandb: str | None,
     group: str,
-) -> Execution:
+) -> "Execution":
+    from cxrbench.core.spec import Execution
     from cxrbench.runner.devices import choose
 
-    chosen = choose(gpus=gpus, devices=devices, accelerator=accelerator, slots=slots, workers=workers)
+    chosen = choose(
+        gpus=gpus, devices=devices, accelerator=accelerator, slots=slots, workers=workers
+    )
     update = {"wandb": common.wandb_mode(wandb), "group": group}
     return Execution.parse({**chosen.model_dump(), **update}, where="options")
 
@@ -51,14 +54,16 @@ def run(
     fold: Annotated[int, typer.Option(min=0)] = 0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     preset: Annotated[
-        str | None, typer.Option(help="paper, tuned or quick. [default: paper; quick on the phantom]")
+        str | None,
+        typer.Option(help="paper, tuned or quick. [default: paper; quick on the phantom]"),
     ] = None,
     gpus: common.Gpus = None,
     devices: common.Devices = None,
     accelerator: common.Accelerator = None,
     workers: common.Workers = None,
     precision: Annotated[
-        str | None, typer.Option(help="32-true, 16-mixed or bf16-mixed. [default: as the machine can]")
+        str | None,
+        typer.Option(help="32-true, 16-mixed or bf16-mixed. [default: as the machine can]"),
     ] = None,
     settings: common.Settings = [],  # noqa: B006 - typer copies it
     skip_unreadable: Annotated[
@@ -71,6 +76,8 @@ def run(
     as_json: common.Json = False,
 ) -> None:
     """Train one method on one fold, score it, and leave a record."""
+    from cxrbench.core.spec import BenchSpec, DatasetEntry, MethodEntry
+
     if dataset is None:
         dataset = "phantom"
         preset = preset or "quick"
@@ -84,7 +91,9 @@ def run(
             "preset": preset or "paper",
             "methods": [MethodEntry(name=method, params=chosen["params"])],
             "datasets": [
-                DatasetEntry(name=dataset, split=split, folds=[fold], path=data, params=chosen["data"])
+                DatasetEntry(
+                    name=dataset, split=split, folds=[fold], path=data, params=chosen["data"]
+                )
             ],
             "seeds": [seed],
             "recipe": chosen["recipe"],
@@ -120,7 +129,7 @@ def bench(
     _run_spec(spec, registry, execution, mode, dry_run=dry_run, as_json=as_json)
 
 
-def _spec(path: Path, registry: Registry, only: list[str], data: list[str]) -> BenchSpec:
+def _spec(path: Path, registry: Registry, only: list[str], data: list[str]) -> "BenchSpec":
     from cxrbench.runner.bench import narrow, read_spec
 
     spec = narrow(read_spec(path), registry, only)
@@ -137,9 +146,9 @@ def _spec(path: Path, registry: Registry, only: list[str], data: list[str]) -> B
 
 
 def _run_spec(
-    spec: BenchSpec,
+    spec: "BenchSpec",
     registry: Registry,
-    execution: Execution,
+    execution: "Execution",
     mode: str,
     *,
     dry_run: bool,
@@ -171,7 +180,9 @@ def _report(result: "Result", store: Store, *, as_json: bool) -> None:
     paths = [path for run in result.plan.runs for path in find_records(store, run)]
     records = [read_record(path) for path in paths]
     if as_json:
-        print(json.dumps([r.model_dump(mode="json") for r in records], indent=1, ensure_ascii=False))
+        print(
+            json.dumps([r.model_dump(mode="json") for r in records], indent=1, ensure_ascii=False)
+        )
     elif records:
         show_tables(records, [], store.root / "leaderboard" / result.plan.name)
     if result.records:

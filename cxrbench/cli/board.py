@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 RESULTS = Path("benchmarks/results")
 WIDE = 240  # columns of text where no terminal sets a limit
 # Left out first where the terminal is narrow; the files have every column.
-EXPENDABLE = ("params", "recall val", "P@95R val", "hours", "Δ vgg16", "val-test", "P@95R", "PR-AUC")
+EXPENDABLE = (
+    "params",
+    "recall val",
+    "P@95R val",
+    "hours",
+    "Δ vgg16",
+    "val-test",
+    "P@95R",
+    "PR-AUC",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +56,9 @@ def leaderboard(
     if not records:
         for line in excluded:
             say(line)
-        raise MissingInputError(f"{source}: no record; `cxrbench run` and `cxrbench bench` leave some")
+        raise MissingInputError(
+            f"{source}: no record; `cxrbench run` and `cxrbench bench` leave some"
+        )
     if as_json:
         from cxrbench.leaderboard.collect import collect
 

@@ -11,7 +11,6 @@ import typer
 
 from cxrbench.core.errors import UsageError
 from cxrbench.core.registry import Registry
-from cxrbench.core.yamlfile import parse_yaml
 
 if TYPE_CHECKING:
     from cxrbench.runner.schedule import Status
@@ -45,6 +44,8 @@ def say(line: str) -> None:
 
 def parse_settings(words: list[str]) -> dict[str, dict[str, Any]]:
     """`--set a.b.c=1` as nested dictionaries under params, recipe and data."""
+    from cxrbench.core.yamlfile import parse_yaml
+
     tree: dict[str, dict[str, Any]] = {"params": {}, "recipe": {}, "data": {}}
     for word in words:
         key, sign, text = word.partition("=")
@@ -128,7 +129,13 @@ def _plain() -> "Callable[[Status], None]":
 
 def _bars() -> "Iterator[tuple[Callable[[Status], None], Callable[[str], None]]]":
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

@@ -50,7 +50,11 @@ def verify_data(
     report = common.hashing()
     problems = verify_dataset(cls, index, progress=lambda done, of: report("reading", done, of))
     if as_json:
-        value = {"dataset": cls.name, "images": len(index), "problems": [p.__dict__ for p in problems]}
+        value = {
+            "dataset": cls.name,
+            "images": len(index),
+            "problems": [p.__dict__ for p in problems],
+        }
         print(json.dumps(value, indent=1, ensure_ascii=False))
     else:
         _print_problems(cls.name, index, problems)
@@ -139,7 +143,9 @@ def _print_counts(opened: Any) -> None:
         parts = split.parts(index, fold)
         for part in ("train", "val", "test"):
             rows = parts == part
-            positives = [str(int((index.targets[rows, k] == 1).sum())) for k in range(len(index.labels))]
+            positives = [
+                str(int((index.targets[rows, k] == 1).sum())) for k in range(len(index.labels))
+            ]
             patients = len(set(index.patient_ids[rows]))
             table.add_row(str(fold), part, str(int(rows.sum())), str(patients), *positives)
     Console().print(table)

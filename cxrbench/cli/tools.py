@@ -7,7 +7,6 @@ import typer
 
 from cxrbench.cli import common
 from cxrbench.core.errors import UsageError
-from cxrbench.core.spec import PRESETS
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +35,7 @@ def list_names(
     if what in ("", "presets"):
         found["presets"] = {
             preset: ", ".join(n for n, entry in methods.items() if preset in entry.presets)
-            for preset in PRESETS
+            for preset in dict.fromkeys(p for entry in methods.values() for p in entry.presets)
         }
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=False))

@@ -1,28 +1,18 @@
 """The frozen pydantic base of every specification, and errors that name key and repair."""
 
-import difflib
 import reprlib
 import types
 import typing
-from collections.abc import Iterable
 from typing import Any, Self, Union
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cxrbench.core.errors import ConfigError
+from cxrbench.core.nearest import nearest
 
 # What was given may be a whole file.
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 120
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint with the closest known names, or all of them when none is close."""
-    choices = sorted(known)
-    close = difflib.get_close_matches(name, choices, n=2, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(repr(c) for c in close)}?"
-    return f"known: {', '.join(choices)}" if choices else "nothing is known here"
 
 
 class Frozen(BaseModel):

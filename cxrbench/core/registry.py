@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from cxrbench.core.digest import PACKAGE, digest_file
 from cxrbench.core.errors import CxrbenchError, MissingInputError, UsageError
-from cxrbench.core.frozen import nearest
+from cxrbench.core.nearest import nearest
 
 Family = Literal["methods", "datasets"]
 FOLDERS: dict[Family, str] = {"methods": "methods", "datasets": "data"}

@@ -9,7 +9,6 @@ from cxrbench.core.frozen import Frozen
 
 Preset = Literal["paper", "tuned", "quick"]
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
-PRESETS: tuple[Preset, ...] = ("paper", "tuned", "quick")
 
 
 class Augment(Frozen):
@@ -77,7 +76,7 @@ class Execution(Frozen):
     threads: int = Field(0, ge=0, description="CPU threads a process; 0 shares the cores")
     workers: int = Field(0, ge=0, description="loader processes of one training process")
     checkpoint_steps: int = Field(0, ge=0, description="steps between saves; 0 is by time only")
-    checkpoint_seconds: float = Field(120.0, ge=0)
+    checkpoint_seconds: float = Field(60.0, ge=0, description="0 saves at each epoch's end only")
     wandb: Literal["off", "offline", "online"] = "off"
     group: str = ""
 

@@ -7,7 +7,7 @@ decides its artefact; equal digest, equal artefact, built once for whoever asked
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from cxrbench.core.digest import digest
 from cxrbench.core.errors import ConfigError
@@ -21,9 +21,9 @@ Part = Literal["train", "all"]
 class Buildable(Protocol):
     """What a class must say of itself to be the subject of a stage."""
 
-    name: str
-    version: int
-    Params: type[Frozen]
+    name: ClassVar[str]
+    version: ClassVar[int]
+    Params: ClassVar[Any]
 
 
 @dataclass(frozen=True)

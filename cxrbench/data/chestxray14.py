@@ -11,7 +11,8 @@ import pandas as pd
 from PIL import Image
 
 from cxrbench.core.errors import DataError, MissingInputError
-from cxrbench.core.frozen import Frozen, nearest
+from cxrbench.core.frozen import Frozen
+from cxrbench.core.nearest import nearest
 from cxrbench.core.treeprint import scan_files
 from cxrbench.data.base import CxrDataset, DataParams, Problem, count_labels
 from cxrbench.data.csvfile import at, need_column, read_csv, read_names, some

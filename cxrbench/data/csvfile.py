@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from cxrbench.core.errors import DataError, MissingInputError
-from cxrbench.core.frozen import nearest
+from cxrbench.core.nearest import nearest
 
 _MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),

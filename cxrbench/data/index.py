@@ -41,7 +41,9 @@ class Index:
         if missing:
             raise DataError(f"{self.dataset}: the index lacks the columns {missing}")
         if self.frame.empty:
-            raise DataError(f"{self.dataset}: no image is left; {self.notes or 'nothing was found'}")
+            raise DataError(
+                f"{self.dataset}: no image is left; {self.notes or 'nothing was found'}"
+            )
         twice = self.frame["image_id"][self.frame["image_id"].duplicated()]
         if len(twice):
             raise DataError(
@@ -106,7 +108,9 @@ def content_hashes(
     todo = [i for i, key in enumerate(keys) if key not in known]
     done = 0
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for i, value in zip(todo, pool.map(lambda i: digest_file(index.path(i)), todo), strict=True):
+        for i, value in zip(
+            todo, pool.map(lambda i: digest_file(index.path(i)), todo), strict=True
+        ):
             known[keys[i]] = value
             done += 1
             if progress and (done % 200 == 0 or done == len(todo)):

@@ -79,9 +79,7 @@ class ViewDataset(Dataset[Batch]):
         if isinstance(self.pixels, str):
             self.pixels = np.load(self.pixels, mmap_mode="r", allow_pickle=False)
 
-    def _view(
-        self, image: npt.NDArray[np.uint8], epoch: int, row: int
-    ) -> npt.NDArray[np.uint8]:
+    def _view(self, image: npt.NDArray[np.uint8], epoch: int, row: int) -> npt.NDArray[np.uint8]:
         if isinstance(self.view, RandomView):
             return self.view(image, derive_seed(self.seed, "augment", epoch, row))
         return self.view(image)
@@ -184,8 +182,8 @@ class CxrDataModule(L.LightningDataModule):
         dataset = ViewDataset(self.pixels, self.index, view, self.seed)
         return DataLoader(
             dataset,
-            batch_sampler=batches,  # type: ignore[arg-type]
-            collate_fn=_as_is,
+            batch_sampler=batches,
+            collate_fn=_as_is,  # type: ignore[arg-type]
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             worker_init_fn=_start_worker,
@@ -206,10 +204,15 @@ class CxrDataModule(L.LightningDataModule):
                 f"choose a multiple of {world}"
             )
         batches = EpochBatches(
-            self.rows["train"], recipe.batch_size, train=True, seed=self.seed, rank=rank, world=world
+            self.rows["train"],
+            recipe.batch_size,
+            train=True,
+            seed=self.seed,
+            rank=rank,
+            world=world,
         )
         if self.trainer is not None:
-            loop = self.trainer.fit_loop
+            loop: Any = self.trainer.fit_loop
             # Lightning's own set_epoch comes too late for the first epoch after a resume.
             batches.set_epoch(loop.epoch_progress.current.processed)
             # At an epoch's end the count of its batches still stands, though the next one begins.

@@ -53,7 +53,8 @@ class Phantom(CxrDataset):
 
     @classmethod
     def read_image(cls, index: Index, row: int, size: int) -> npt.NDArray[np.uint8]:
-        return paint_image(index.frame["study"].iat[row], size)
+        study: Study = index.frame["study"].to_numpy()[row]
+        return paint_image(study, size)
 
     @classmethod
     def fake(cls, root: Path, *, images: int = 60, size: int = 64, seed: int = 0) -> Path:

@@ -86,7 +86,7 @@ def _grey(image: Image.Image, path: Path) -> Grey:
     if getattr(image, "n_frames", 1) > 1:
         raise UnreadableImageError(f"{path}: {getattr(image, 'n_frames', 0)} frames; expected one")
     image.load()
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation) or 1)
     upright = image if turn is None else image.transpose(turn)
     if upright.mode.startswith("I"):
         return _from_deep(np.asarray(upright), path)
@@ -191,8 +191,9 @@ def _build(
             if progress and (done % 100 == 0 or done == count):
                 progress(done, count)
     images.flush()
-    del images
-    write_json(work / "done.json", {"unreadable": {str(k): unreadable[k] for k in sorted(unreadable)}})
+    write_json(
+        work / "done.json", {"unreadable": {str(k): unreadable[k] for k in sorted(unreadable)}}
+    )
     fsync_tree(work)
     shutil.rmtree(folder, ignore_errors=True)
     work.rename(folder)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from cxrbench.core.digest import PACKAGE, digest, digest_file, digest_lines
 from cxrbench.core.errors import ConfigError, DataError, MissingInputError, UsageError
-from cxrbench.core.frozen import nearest
+from cxrbench.core.nearest import nearest
 from cxrbench.core.store import Store, read_json, write_atomic, write_json
 from cxrbench.data.index import Index
 from cxrbench.data.stratify import hash_order, share_out, units_of

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from cxrbench.core.errors import DataError, MissingInputError
-from cxrbench.core.frozen import Frozen, nearest
+from cxrbench.core.frozen import Frozen
+from cxrbench.core.nearest import nearest
 from cxrbench.data.base import CxrDataset, DataParams, Problem
 from cxrbench.data.csvfile import at, need_column, read_csv, some
 from cxrbench.data.fakes import fake_patients, write_film

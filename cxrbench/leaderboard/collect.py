@@ -177,9 +177,7 @@ def _interval(records: list[Record], metric: str) -> tuple[float, float] | None:
     return (float(found[0]), float(found[1])) if found else None
 
 
-def _value(
-    values: dict[Fold, float], interval: tuple[float, float] | None = None
-) -> Value | None:
+def _value(values: dict[Fold, float], interval: tuple[float, float] | None = None) -> Value | None:
     if not values:
         return None
     numbers = list(values.values())

@@ -14,7 +14,14 @@ from torch import Tensor
 from cxrbench.core.spec import Augment, MethodParams, Recipe
 from cxrbench.core.stage import DataView, Stage, fit
 from cxrbench.methods.base import Batch, Classifier, Method, State
-from cxrbench.methods.densenet121 import BL5, QUICK, TUNED, BackboneClassifier, BackboneParams, DenseNet121
+from cxrbench.methods.densenet121 import (
+    BL5,
+    QUICK,
+    TUNED,
+    BackboneClassifier,
+    BackboneParams,
+    DenseNet121,
+)
 from cxrbench.nn.autoencoder import SCALE, Autoencoder, reconstruction_mse
 from cxrbench.nn.backbones import load_whole, to_unit
 from cxrbench.nn.losses import masked_bce
@@ -41,7 +48,6 @@ class PatchAutoencoder(Method):
     def __init__(self, params: AutoencoderParams, labels: tuple[str, ...]) -> None:
         super().__init__(params, labels)
         self.autoencoder = Autoencoder(clip_code=params.clip_code)
-
 
     @classmethod
     def image_size(cls, params: AutoencoderParams) -> tuple[int, int]:
@@ -93,7 +99,11 @@ class AECNN(Classifier):
             "classifier": {"recipe": TUNED.model_dump()},
             "autoencoder": {
                 "clip_code": True,
-                "recipe": {**TUNED.model_dump(), "select": "val_loss", "augment": FLIPS.model_dump()},
+                "recipe": {
+                    **TUNED.model_dump(),
+                    "select": "val_loss",
+                    "augment": FLIPS.model_dump(),
+                },
             },
             "recipe": TUNED.model_dump(),
         },
@@ -102,7 +112,11 @@ class AECNN(Classifier):
             "autoencoder": {
                 "patch": 64,
                 "clip_code": True,
-                "recipe": {**QUICK.model_dump(), "select": "val_loss", "augment": FLIPS.model_dump()},
+                "recipe": {
+                    **QUICK.model_dump(),
+                    "select": "val_loss",
+                    "augment": FLIPS.model_dump(),
+                },
             },
             "recipe": {**QUICK.model_dump(), "learning_rate": 5e-4},
         },

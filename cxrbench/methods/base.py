@@ -146,7 +146,7 @@ class Classifier(Method):
         columns = [torch.cat(parts) for parts in zip(*self._validation, strict=True)]
         self._validation.clear()
         if self.trainer.world_size > 1:
-            columns = [_join(self.all_gather(column)) for column in columns]
+            columns = [_gathered(self, column) for column in columns]
         row, logits, target, known = columns
         # Padding under DDP repeats images: each counts once, so devices do not change the number.
         _, first = np.unique(row.cpu().numpy(), return_index=True)
@@ -172,8 +172,11 @@ class Classifier(Method):
         return torch.sigmoid(logits.double().cpu())
 
 
-def _join(gathered: Tensor) -> Tensor:
-    return gathered.flatten(0, 1)  # [devices, N, ...] to [devices * N, ...]
+def _gathered(module: L.LightningModule, column: Tensor) -> Tensor:
+    """[N, ...] of each device to [devices * N, ...] on all."""
+    every = module.all_gather(column)
+    assert isinstance(every, Tensor)
+    return every.flatten(0, 1)
 
 
 def mean_auc(logits: Tensor, target: Tensor, known: Tensor) -> float | None:

@@ -74,7 +74,7 @@ class BackboneClassifier(Classifier):
         self.normalise = ImageNetInput()
         self.net, self._weights = build_backbone(params.backbone, len(labels), params.pretrained)
         if params.recipe.channels_last:
-            self.net = self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.net = self.net.to(memory_format=torch.channels_last)
 
     @classmethod
     def without_weights(cls, params: Any) -> Any:
@@ -97,7 +97,9 @@ class DenseNet121(BackboneClassifier):
 
     name = "densenet121"
     version = 1
-    paper = "Huang et al., CVPR 2017; recipe: Bagal's re-implementation of Ranjan et al., ICVGIP 2018"
+    paper = (
+        "Huang et al., CVPR 2017; recipe: Bagal's re-implementation of Ranjan et al., ICVGIP 2018"
+    )
     Params = BackboneParams
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},

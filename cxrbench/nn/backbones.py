@@ -7,6 +7,7 @@ or the path of a file of weights; weights that cannot be loaded whole stop the r
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import safetensors
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from cxrbench.core.digest import digest_file
 from cxrbench.core.errors import ConfigError, DataError, MissingInputError
-from cxrbench.core.frozen import nearest
+from cxrbench.core.nearest import nearest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -65,7 +66,8 @@ def _make(name: str, outputs: int) -> tuple[nn.Module, str]:
             f"{nearest(name, [*HEADS, *timm.list_models()])}"
         )
     net = timm.create_model(name, pretrained=False, num_classes=outputs)
-    return net, str(net.pretrained_cfg["classifier"])
+    config: Any = net.pretrained_cfg
+    return net, str(config["classifier"])
 
 
 def build_backbone(name: str, outputs: int, pretrained: str) -> tuple[nn.Module, Weights]:
@@ -110,7 +112,9 @@ def read_weights(path: Path) -> State:
     except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise DataError(f"{path}: not a readable file of weights ({error})") from None
     except Exception as error:  # the unpickler's refusals have many types
-        raise DataError(f"{path}: refused ({type(error).__name__}); it is not plain tensors") from None
+        raise DataError(
+            f"{path}: refused ({type(error).__name__}); it is not plain tensors"
+        ) from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise DataError(f"{path}: holds no dictionary of tensors")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from cxrbench.core.errors import ConfigError, UsageError
-from cxrbench.core.frozen import nearest
+from cxrbench.core.nearest import nearest
 from cxrbench.core.registry import Registry, normalise
 from cxrbench.core.spec import BenchSpec, Execution, MethodEntry
 from cxrbench.core.store import Store

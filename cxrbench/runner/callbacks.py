@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import safetensors.torch
 import torch
+from lightning import LightningModule as Module
+from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
 
@@ -18,8 +19,6 @@ from cxrbench.core.errors import CxrbenchError, InterruptedRunError
 from cxrbench.core.seed import derive_seed
 from cxrbench.core.store import write_atomic
 from cxrbench.runner.checkpoint import register_state, state_path
-
-Trainer, Module = L.Trainer, L.LightningModule
 
 
 class NonFiniteLossError(CxrbenchError):
@@ -116,13 +115,17 @@ class History(Callback):
 
 
 class KeepBest(Callback):
-    """The weights of the best epoch by a validation metric; the first of equals."""
+    """The weights of the best epoch by a validation metric; the first of equals.
+
+    They stay in memory and go to disk with the training state that names them.
+    """
 
     def __init__(self, folder: Path, monitor: str) -> None:
         self.folder, self.monitor = folder, monitor
         self.sign = -1.0 if monitor.endswith("loss") else 1.0
         self.epoch: int | None = None
         self.value: float | None = None
+        self._weights: dict[str, Tensor] | None = None
 
     @property
     def path(self) -> Path:
@@ -135,12 +138,22 @@ class KeepBest(Callback):
             raise CxrbenchError(f"validation gives no {self.monitor}, which recipe.select asks for")
         value = float(metric)
         if value != value:
-            raise NonFiniteLossError(f"{self.monitor} is not a number in epoch {trainer.current_epoch}")
+            raise NonFiniteLossError(
+                f"{self.monitor} is not a number in epoch {trainer.current_epoch}"
+            )
         if self.value is None or self.sign * value > self.sign * self.value:
             self.epoch, self.value = trainer.current_epoch, value
             if trainer.is_global_zero:
-                state = {n: t.contiguous() for n, t in pl_module.state_dict().items()}
-                write_atomic(self.path, safetensors.torch.save(state))
+                state = pl_module.state_dict().items()
+                self._weights = {n: t.detach().to("cpu", copy=True) for n, t in state}
+
+    def write(self) -> Path:
+        """Put the best weights on disk, unless they are there; returns their file."""
+        if self._weights is not None:
+            whole = {name: tensor.contiguous() for name, tensor in self._weights.items()}
+            write_atomic(self.path, safetensors.torch.save(whole))
+            self._weights = None
+        return self.path
 
     def forget_others(self) -> None:
         """Remove weights that the saved state no longer names."""
@@ -166,7 +179,7 @@ class AveragedWeights(EMAWeightAveraging):
 
 
 class SaveState(Callback):
-    """Saves the training state at each epoch's end, by time and by steps in between, and at SIGTERM.
+    """Saves the training state by time, by steps if asked, and at SIGTERM; at an epoch's end if it can.
 
     The first SIGTERM or SIGINT ends the step, saves and raises InterruptedRunError; a second one
     ends the process at once.
@@ -206,8 +219,11 @@ class SaveState(Callback):
             raise InterruptedRunError("asked to stop; the training state is saved")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
-        self._save(trainer)
-        if self._agreed(trainer, self._asked):
+        asked = self._agreed(trainer, self._asked)
+        late = self._agreed(trainer, time.monotonic() - self._saved_at >= self.seconds)
+        if asked or bool(self.steps) or late:
+            self._save(trainer)
+        if asked:
             raise InterruptedRunError("asked to stop; the training state is saved")
 
     def _agreed(self, trainer: Trainer, wish: bool) -> bool:
@@ -221,6 +237,8 @@ class SaveState(Callback):
         path = state_path(self.folder, trainer.current_epoch, trainer.global_step)
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
+            if self.best.epoch is not None:
+                self.best.write()
             register_state(self.folder, path, trainer.current_epoch, trainer.global_step)
             self.best.forget_others()
         self._saved_at = time.monotonic()
@@ -240,7 +258,12 @@ class Pulse(Callback):
         self._epoch_start = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Mapping[str, Any], batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: Module,
+        outputs: Any,
+        batch: Mapping[str, Any],
+        batch_idx: int,
     ) -> None:
         now = time.monotonic()
         self.images += len(batch["row"]) * trainer.world_size

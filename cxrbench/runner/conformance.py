@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from cxrbench.core.errors import CxrbenchError, UsageError
-from cxrbench.core.frozen import nearest
+from cxrbench.core.nearest import nearest
 from cxrbench.core.registry import Registry, normalise
 from cxrbench.core.spec import BenchSpec, Execution
 from cxrbench.core.stage import DataView, find_leaks, predict, score
@@ -68,9 +69,9 @@ def verify_method(registry: Registry, name: str, *, train: bool = True) -> Itera
     entry = registry.entry("methods", name)
     yield _check("has a docstring and presets", lambda: _says_itself(cls, entry))
     for preset in cls.presets:
-        yield _check(f"preset {preset} plans without a leak", lambda p=preset: _plans(cls, p))
+        yield _check(f"preset {preset} plans without a leak", partial(_plans, cls, preset))
     for labels in (1, 14):
-        yield _check(f"learns from a batch with {labels} labels", lambda k=labels: _steps(cls, k))
+        yield _check(f"learns from a batch with {labels} labels", partial(_steps, cls, labels))
     yield _check("weights survive saving and loading", lambda: _round_trip(cls))
     yield _check("initial weights follow from the seed", lambda: _seeded(cls))
     if train:
@@ -122,7 +123,7 @@ def _steps(cls: Any, labels: int) -> str | None:
     loss = _loss(module, batch)
     if not torch.isfinite(loss):
         return f"the loss is {float(loss)} although only one row is unknown"
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     idle = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
     if idle:
         return f"no gradient reaches {', '.join(idle[:5])}"
@@ -206,7 +207,7 @@ def verify_dataset_class(cls: Any) -> Iterator[Check]:
         yield _check("labels are 1, 0 or unknown", lambda: _labels(index))
         yield _check("reads the same twice", lambda: _same(cls, found))
         for name in cls.splits:
-            yield _check(f"split {name} keeps patients apart", lambda n=name: _split(cls, index, n))
+            yield _check(f"split {name} keeps patients apart", partial(_split, cls, index, name))
         yield _check("images are grey squares", lambda: _images(cls, index))
         if cls.needs_root:
             yield _check("a damaged image is named", lambda: _damaged(cls, index))
@@ -221,7 +222,9 @@ def _labels(index: Any) -> str | None:
 def _same(cls: Any, found: dict[str, Any]) -> str | None:
     again = cls.read_index(found["root"], cls.Params())
     blank = [""] * len(again)
-    return None if again.revision(blank) == found["index"].revision(blank) else "two readings differ"
+    return (
+        None if again.revision(blank) == found["index"].revision(blank) else "two readings differ"
+    )
 
 
 def _split(cls: Any, index: Any, name: str) -> str | None:

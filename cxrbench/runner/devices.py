@@ -46,7 +46,9 @@ def choose(
     if accelerator not in (None, "auto", "cpu", "gpu"):
         raise UsageError(f"--accelerator {accelerator}: choose cpu or gpu")
     found = 0 if gpus == 0 or accelerator == "cpu" else gpu_count()
-    wants_gpu = bool(gpus) or accelerator == "gpu" or (gpus is None and accelerator != "cpu" and found > 0)
+    wants_gpu = (
+        bool(gpus) or accelerator == "gpu" or (gpus is None and accelerator != "cpu" and found > 0)
+    )
     count = gpus or devices or 1
     cores = os.cpu_count() or 1
     if not wants_gpu:

@@ -31,7 +31,15 @@ class Finding:
 def examine() -> list[Finding]:
     """Everything a sweep will lean on."""
     store = Store.default()
-    return [_python(), *_packages(), _gpu(), _shared_memory(), *_disk(store), _file_system(store), _wandb()]
+    return [
+        _python(),
+        *_packages(),
+        _gpu(),
+        _shared_memory(),
+        *_disk(store),
+        _file_system(store),
+        _wandb(),
+    ]
 
 
 def _python() -> Finding:
@@ -48,7 +56,9 @@ def _packages() -> list[Finding]:
             found.append(Finding("error", name, "not installed"))
             continue
         bad = version in MALWARE.get(name, set())
-        detail = f"{version} is known malware; remove it and change your passwords" if bad else version
+        detail = (
+            f"{version} is known malware; remove it and change your passwords" if bad else version
+        )
         found.append(Finding("error" if bad else "ok", name, detail))
     return found
 
@@ -105,7 +115,9 @@ def _file_system(store: Store) -> Finding:
         return Finding("error", "store", str(error))
     kind = _mount(store.root)
     if not (held and whole):
-        return Finding("error", "store", f"rename or locks do not hold on this file system ({kind})")
+        return Finding(
+            "error", "store", f"rename or locks do not hold on this file system ({kind})"
+        )
     if kind in NETWORK_SYSTEMS:
         return Finding("warning", "store", f"{kind}: works, but a local disk is faster and safer")
     return Finding("ok", "store", f"write, fsync, rename and lock hold ({kind})")
@@ -126,7 +138,9 @@ def _mount(path: Path) -> str:
 
 def _wandb() -> Finding:
     if os.environ.get("WANDB_API_KEY") or "api.wandb.ai" in _netrc():
-        return Finding("ok", "wandb", "logged in; stages are logged online unless --wandb says otherwise")
+        return Finding(
+            "ok", "wandb", "logged in; stages are logged online unless --wandb says otherwise"
+        )
     return Finding("ok", "wandb", "not logged in; off unless --wandb offline")
 
 

@@ -88,7 +88,9 @@ def run_transform(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
         with torch.inference_mode():
             block = np.asarray(change(np.array(material.pixels[start : start + CHUNK])))
         if block.dtype != np.uint8 or block.ndim != 3:
-            raise TypeError(f"{stage.name}: gave {block.dtype} {block.shape}; expected uint8 [B, T, T]")
+            raise TypeError(
+                f"{stage.name}: gave {block.dtype} {block.shape}; expected uint8 [B, T, T]"
+            )
         if images is None:
             images = np.lib.format.open_memmap(
                 out / "images.npy", mode="w+", dtype=np.uint8, shape=(count, *block.shape[1:])

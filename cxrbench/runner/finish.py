@@ -84,7 +84,9 @@ def _cost(stages: list[StageRecord]) -> dict[str, Any]:
     """What the run would cost alone: shared stages count in full."""
     fits = [s for s in stages if s.kind == "fit"]
     predicts = [s for s in stages if s.kind == "predict"]
-    memory = [s.cost.get("peak_gpu_memory_bytes") or s.cost.get("peak_memory_bytes") or 0 for s in stages]
+    memory = [
+        s.cost.get("peak_gpu_memory_bytes") or s.cost.get("peak_memory_bytes") or 0 for s in stages
+    ]
     return {
         "device": fits[-1].cost.get("device") if fits else "cpu",
         "gpu": fits[-1].cost.get("gpu") if fits else None,
@@ -120,7 +122,9 @@ def _warnings(
     found.append(f"initial weights: {', '.join(sorted(sources)) or 'random'}")
     drop = scores.get("macro", {}).get("validation_minus_test_auc")
     if drop is not None and drop > DROP:
-        found.append(f"validation AUC is {drop:.3f} above test AUC: the test part is another population")
+        found.append(
+            f"validation AUC is {drop:.3f} above test AUC: the test part is another population"
+        )
     if any((s.provenance.get("code") or {}).get("dirty") for s in stages):
         found.append("made by code with uncommitted changes")
     return found

@@ -64,6 +64,8 @@ def _read_nodes(nodes: list[dict[str, Any]]) -> Graph:
         inputs = {name: graph[parent] for name, parent in fields.pop("inputs").items()}
         stage = Stage(**fields, data=view, inputs=inputs)
         if stage.digest != digest:
-            raise DataError(f"stage {stage.key}: the job's digest {digest[:16]} is not its content's")
+            raise DataError(
+                f"stage {stage.key}: the job's digest {digest[:16]} is not its content's"
+            )
         graph[digest] = stage
     return graph

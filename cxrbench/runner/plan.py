@@ -169,20 +169,25 @@ def _runs_of(
             view = binding.view(fold=fold, seed=seed, skip_unreadable=spec.skip_unreadable)
             stage = predict(cls.stages(view, params), view)
             final = score(stage, replicates=REPLICATES, seed=0)
-            yield PlannedRun(
-                method=cls.name,
-                version=cls.version,
-                preset=preset,
-                params=params.model_dump(mode="json"),
-                changed=difference(plain.model_dump(mode="json"), asked.model_dump(mode="json")),
-                paper=cls.paper,
-                reported=cls.reported.get(binding.dataset),
-                dataset=binding.dataset,
-                split=binding.split,
-                fold=fold,
-                seed=seed,
-                final=final.digest,
-            ), final
+            yield (
+                PlannedRun(
+                    method=cls.name,
+                    version=cls.version,
+                    preset=preset,
+                    params=params.model_dump(mode="json"),
+                    changed=difference(
+                        plain.model_dump(mode="json"), asked.model_dump(mode="json")
+                    ),
+                    paper=cls.paper,
+                    reported=cls.reported.get(binding.dataset),
+                    dataset=binding.dataset,
+                    split=binding.split,
+                    fold=fold,
+                    seed=seed,
+                    final=final.digest,
+                ),
+                final,
+            )
 
 
 def _with_precision(tree: dict[str, Any], precision: str) -> dict[str, Any]:
@@ -206,4 +211,3 @@ def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> di
         elif value != before:
             changed[prefix + key] = value
     return changed
-

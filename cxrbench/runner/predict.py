@@ -17,7 +17,6 @@ from cxrbench.methods.base import Method
 from cxrbench.runner.score import PROBABILITY, TARGET
 
 
-
 def predict_parts(
     module: Method, data: CxrDataModule, path: Path, stage: Stage, device: str
 ) -> dict[str, Any]:
@@ -49,7 +48,9 @@ def _predict(
     module: Method, data: CxrDataModule, part: str, device: str
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     precision: Any = module.params.recipe.precision
-    fabric = Fabric(accelerator="gpu" if device == "cuda" else "cpu", devices=1, precision=precision)
+    fabric = Fabric(
+        accelerator="gpu" if device == "cuda" else "cpu", devices=1, precision=precision
+    )
     loader = data.evaluation_dataloader(part, module.params.recipe.test_view)
     rows, probabilities = [], []
     with torch.inference_mode(), fabric.autocast():
@@ -59,7 +60,9 @@ def _predict(
             probabilities.append(module.predict_step(batch, number).numpy())
     found = np.concatenate(probabilities).astype(np.float64)
     if not np.isfinite(found).all():
-        raise DataError(f"{module.name}: {(~np.isfinite(found)).sum()} probabilities are not finite")
+        raise DataError(
+            f"{module.name}: {(~np.isfinite(found)).sum()} probabilities are not finite"
+        )
     return np.concatenate(rows), found
 
 

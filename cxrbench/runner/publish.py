@@ -36,10 +36,18 @@ def publish(store: Store, target: Path, *, dataset: str, methods: list[str]) -> 
     groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for record in records:
         if record.dataset == dataset and (not methods or record.method in methods):
-            key = (record.method, record.preset, str(record.changed), record.split_digest, str(record.seed))
+            key = (
+                record.method,
+                record.preset,
+                str(record.changed),
+                record.split_digest,
+                str(record.seed),
+            )
             groups[key].append(record)
     if not groups:
-        raise DataError(f"{store.root}/records: no record of {dataset} {' '.join(methods)}".rstrip())
+        raise DataError(
+            f"{store.root}/records: no record of {dataset} {' '.join(methods)}".rstrip()
+        )
     wrong = [text for group in groups.values() for text in objections(group)]
     if wrong:
         raise DataError("not published:\n  " + "\n  ".join(wrong))

@@ -13,8 +13,9 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from cxrbench.core.registry import load_target
@@ -148,7 +149,7 @@ def train(
             "precision": recipe.precision,
             "data": data.facts(),
         }
-        _leave(work, best.path, history.rows, facts)
+        _leave(work, best.write(), history.rows, facts)
     if logger:
         logger.experiment.finish()
 
@@ -192,7 +193,13 @@ def _wandb(stage: Stage, execution: Execution, logs: Path) -> WandbLogger | None
         id=stage.digest[:16],
         save_dir=logs,
         offline=execution.wandb == "offline",
-        tags=[stage.kind, stage.name, stage.data.dataset, stage.data.split, f"fold-{stage.data.fold}"],
+        tags=[
+            stage.kind,
+            stage.name,
+            stage.data.dataset,
+            stage.data.split,
+            f"fold-{stage.data.fold}",
+        ],
         job_type=stage.kind,
         config={"stage": stage.key, "params": dict(stage.params), "seed": stage.seed},
         resume="allow" if execution.wandb == "online" else None,

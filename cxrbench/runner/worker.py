@@ -131,7 +131,9 @@ def _fit(job: Job, stage: Stage, context: Any, work: Path, lock: int) -> None:
     if (work / "interrupted").exists():
         (work / "interrupted").unlink()
         raise InterruptedRunError("asked to stop; the training state is saved")
-    raise CxrbenchError(_first_failure(work) or f"a process of the training ended with {group.returncode}")
+    raise CxrbenchError(
+        _first_failure(work) or f"a process of the training ended with {group.returncode}"
+    )
 
 
 def _first_failure(work: Path) -> str | None:
