@@ -99,21 +99,6 @@ def test_the_decoder_lays_each_channel_at_its_place_of_a_block() -> None:
     assert torch.equal(image, block.repeat(3, 5))
 
 
-def test_an_autoencoder_can_learn_to_copy() -> None:
-    torch.manual_seed(0)
-    net = Autoencoder(clip_code=False)
-    image = torch.rand(4, 1, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(120):
-        loss = reconstruction_mse(net(image)[1], image)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.2 * losses[0]
-
-
 def test_the_reconstruction_error_is_float32_under_autocast() -> None:
     image = torch.rand(1, 1, 16, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -262,8 +247,10 @@ def test_the_old_names_of_published_densenets_are_read() -> None:
     assert torch.equal(net["a"]["denselayer1"]["norm1"].bias, torch.ones(2))
 
 
-@pytest.mark.parametrize("name", ["densenet121", TINY])
-@pytest.mark.parametrize("form", ["pth", "state_dict", "safetensors"])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("densenet121", "state_dict"), (TINY, "pth"), (TINY, "state_dict"), (TINY, "safetensors")],
+)
 def test_local_weights(tmp_path: Path, name: str, form: str) -> None:
     torch.manual_seed(0)
     donor, _ = build_backbone(name, 5, "none")
@@ -386,19 +373,17 @@ def test_imagenet_weights_of_timm_that_cannot_be_had_stop_the_run(
 
 
 def test_a_network_without_imagenet_weights_is_never_random_in_silence() -> None:
-    without = sorted(
-        set(timm.list_models("resnet*")) - set(timm.list_models("resnet*", pretrained=True))
-    )
-    assert without
-    with pytest.raises(MissingInputError, match="cannot be had here"):
-        build_backbone(without[0], 2, "imagenet")
+    assert not timm.get_pretrained_cfg("convnext_atto_rms").has_weights
+    with pytest.raises(MissingInputError, match="weights of convnext_atto_rms cannot be had here"):
+        build_backbone("convnext_atto_rms", 2, "imagenet")
 
 
 def test_imagenet_weights_are_taken_whole_but_for_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     donor, _ = build_backbone("densenet121", 1000, "none")
-    state = {
+    state = {  # as the file of 2017 names them
         re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", n): v
         for n, v in donor.state_dict().items()
+        if not n.endswith("num_batches_tracked")
     }
     assert state.keys() != donor.state_dict().keys()
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *a, **o: state)
@@ -414,7 +399,7 @@ def test_imagenet_weights_are_taken_whole_but_for_the_head(monkeypatch: pytest.M
     [("densnet121", "densenet121"), ("vgg_16", "vgg16"), ("resnet10", "resnet10t")],
 )
 def test_an_unknown_network_gets_the_nearest(name: str, hint: str) -> None:
-    with pytest.raises(ConfigError, match=f"params.backbone: unknown network '{name}'.*{hint}"):
+    with pytest.raises(ConfigError, match=rf"params\.backbone: unknown network '{name}'.*{hint}"):
         build_backbone(name, 2, "none")
 
 

@@ -55,9 +55,11 @@ class Recipe(Frozen):
     compile: bool = False
 
     @model_validator(mode="after")
-    def _crop_fits(self) -> "Recipe":
+    def _fits(self) -> "Recipe":
         if self.size > self.load:
             raise ValueError(f"size {self.size} is larger than load {self.load}")
+        if self.schedule == "plateau" and self.warmup_epochs:
+            raise ValueError("warmup_epochs needs the schedule constant or cosine")
         return self
 
 

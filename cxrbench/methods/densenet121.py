@@ -42,7 +42,7 @@ TUNED = Recipe(
     channels_last=True,
 )
 QUICK = Recipe(
-    epochs=6,
+    epochs=5,
     batch_size=32,
     optimizer="adamw",
     learning_rate=1e-3,

@@ -56,10 +56,10 @@ def to_unit(image: Tensor) -> Tensor:
     return image.float() / 255 if image.dtype == torch.uint8 else image
 
 
-def _make(name: str, outputs: int) -> tuple[nn.Module, str]:
-    """A network with random weights, and the name of its last layer."""
+def _make(name: str, outputs: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """A network with random weights, and the names of its last layers."""
     if name in HEADS:
-        return torchvision.models.get_model(name, weights=None, num_classes=outputs), HEADS[name]
+        return torchvision.models.get_model(name, weights=None, num_classes=outputs), (HEADS[name],)
     if not timm.is_model(name):
         raise ConfigError(
             f"params.backbone: unknown network {name!r}; "
@@ -67,7 +67,8 @@ def _make(name: str, outputs: int) -> tuple[nn.Module, str]:
         )
     net = timm.create_model(name, pretrained=False, num_classes=outputs)
     config: Any = net.pretrained_cfg
-    return net, str(config["classifier"])
+    heads = config["classifier"]  # a distilled network has two
+    return net, (heads,) if isinstance(heads, str) else tuple(heads)
 
 
 def build_backbone(name: str, outputs: int, pretrained: str) -> tuple[nn.Module, Weights]:
@@ -75,7 +76,7 @@ def build_backbone(name: str, outputs: int, pretrained: str) -> tuple[nn.Module,
 
     Raises MissingInputError when the weights are not there or not whole.
     """
-    net, head = _make(name, outputs)
+    net, heads = _make(name, outputs)
     if pretrained == "none":
         return net, Weights("none")
     if pretrained == "imagenet":
@@ -83,7 +84,7 @@ def build_backbone(name: str, outputs: int, pretrained: str) -> tuple[nn.Module,
     else:
         path = Path(pretrained).expanduser()
         state, source, sha = read_weights(path), path.name, digest_file(path)
-    new = load_whole(net, state, source=f"pretrained={pretrained}", replaceable=(head,))
+    new = load_whole(net, state, source=f"pretrained={pretrained}", replaceable=heads)
     return net, Weights(source, sha, new)
 
 
@@ -116,7 +117,9 @@ def read_weights(path: Path) -> State:
             f"{path}: refused ({type(error).__name__}); it is not plain tensors"
         ) from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items()
+    ):
         raise DataError(f"{path}: holds no dictionary of tensors")
     return state
 
