@@ -204,7 +204,7 @@ def tiny_aecnn(**change: Any) -> AECNN:
     return AECNN(params, VIEW.labels)
 
 
-def a_batch(side: int = 128) -> dict[str, torch.Tensor]:
+def a_batch(side: int = 64) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(0)
     return {
         "image": torch.randint(0, 256, (3, 1, side, side), generator=random, dtype=torch.uint8),

@@ -368,7 +368,7 @@ def test_imagenet_weights_of_timm_that_cannot_be_had_stop_the_run(
         return offline() if pretrained else create(name, **options)
 
     monkeypatch.setattr(backbones.timm, "create_model", create_offline)
-    with pytest.raises(MissingInputError, match="--set params.pretrained=none"):
+    with pytest.raises(MissingInputError, match=r"--set params\.pretrained=none"):
         build_backbone(TINY, 2, "imagenet")
 
 

@@ -45,7 +45,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The method, its preset unless `paper`, and what was changed besides."""
+        """The method, its preset, and what was changed besides."""
         shown = [
             f"{key.removeprefix('recipe.')}={value}"
             for key, value in self.changed.items()
@@ -95,8 +95,12 @@ class Table:
     @property
     def title(self) -> str:
         """Data set, split as it may be called, and its digest."""
-        split = self.split if self.facts.get("complete", True) else f"part of {self.split}"
-        return f"{self.dataset} · {split} · {self.split_digest[:8]}"
+        return f"{self.dataset} · {self.split_name} · {self.split_digest[:8]}"
+
+    @property
+    def split_name(self) -> str:
+        """The split; a part of the images is never called by the whole's name."""
+        return self.split if self.facts.get("complete", True) else f"part of {self.split}"
 
 
 def collect(records: Iterable[Record]) -> list[Table]:
@@ -108,6 +112,7 @@ def collect(records: Iterable[Record]) -> list[Table]:
     for record in newest.values():
         same = {
             "dataset": record.dataset,
+            "version": record.dataset_version,  # the only trace of how drawn images look
             "params": record.dataset_params,
             "revision": record.revision,
             "split": record.split_digest,

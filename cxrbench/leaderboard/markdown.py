@@ -3,13 +3,14 @@
 import csv
 import html
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 from cxrbench.core.store import write_atomic
 from cxrbench.leaderboard.collect import BASELINES, METRICS, Row, Table, Value
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 HEADER = ("#", "method", "folds", "AUC", "PR-AUC", "P@95R", "P@95R val", "recall val",
           "Δ densenet121", "Δ vgg16", "val-test", "hours", "params", "paper AUC")  # fmt: skip
 NOTES = (
@@ -64,8 +65,10 @@ def floor_line(table: Table) -> str:
     return f"A constant classifier reaches AUC {auc}, PR-AUC {pr}, P@95R {precision}."
 
 
-def _escape(text: str) -> str:
-    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
+def _escape(text: object) -> str:
+    """One line of plain text: no HTML, no cell border, no code, no link and no image."""
+    plain = html.escape(" ".join(str(text).splitlines()), quote=False)
+    return re.sub(r"([\\|`]|(?<=\])[(:])", r"\\\1", plain)
 
 
 def to_markdown(tables: list[Table], excluded: list[str]) -> str:
@@ -75,7 +78,8 @@ def to_markdown(tables: list[Table], excluded: list[str]) -> str:
         facts = table.facts
         lines += [f"## {_escape(table.title)}", ""]
         lines += [
-            f"{facts.get('images', '?')} images of {facts.get('patients', '?')} patients, "
+            f"{_escape(facts.get('images', '?'))} images of "
+            f"{_escape(facts.get('patients', '?'))} patients, "
             f"{len(table.labels)} label{'s' if len(table.labels) > 1 else ''}. {floor_line(table)}",
             "",
             "| " + " | ".join(HEADER) + " |",
@@ -113,7 +117,7 @@ def _flat(table: Table, row: Row) -> dict[str, Any]:
     cost = [record.cost for record in row.records]
     flat: dict[str, Any] = {
         "dataset": table.dataset,
-        "split": table.split,
+        "split": table.split_name,
         "split_digest": table.split_digest,
         "rank": row.rank,
         "method": row.method,

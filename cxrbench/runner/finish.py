@@ -123,7 +123,8 @@ def _warnings(
     drop = scores.get("macro", {}).get("validation_minus_test_auc")
     if drop is not None and drop > DROP:
         found.append(
-            f"validation AUC is {drop:.3f} above test AUC: the test part is another population"
+            f"fold {run.fold}: validation AUC is {drop:.3f} above test AUC, "
+            f"as if the test part were another population"
         )
     if any((s.provenance.get("code") or {}).get("dirty") for s in stages):
         found.append("made by code with uncommitted changes")

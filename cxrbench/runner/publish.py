@@ -67,4 +67,7 @@ def _redact(value: Any) -> Any:
         return {key: _redact(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_redact(item) for item in value]
-    return HOME.sub("~", value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    home = str(Path.home())
+    return HOME.sub("~", value.replace(home, "~") if len(home) > 1 else value)
