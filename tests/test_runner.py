@@ -46,7 +46,7 @@ def test_two_processes_train_and_predict_each_image_once(tmp_path: Path) -> None
     store = Store(tmp_path)
     result = bench(
         store, [SMALL], Execution(devices=2, threads=1), methods=["small"], datasets=PHANTOM,
-        recipe={"epochs": 2},
+        recipe={"epochs": 2, "precision": "bf16-mixed"},
     )  # fmt: skip
     assert result.complete, result.outcome.failed
     (table,) = predictions(store, result)
@@ -63,7 +63,7 @@ def test_compute_and_transform_give_a_view_like_raw_data(tmp_path: Path) -> None
     store = Store(tmp_path)
     result = bench(
         store, [SMALL], Execution(threads=1), methods=["small-difference"], datasets=PHANTOM,
-        recipe={"epochs": 1},
+        recipe={"epochs": 2, "ema_decay": 0.9},
     )  # fmt: skip
     assert result.complete, result.outcome.failed
     kinds = [stage.kind for stage in result.plan.graph.values()]
@@ -76,12 +76,13 @@ def test_compute_and_transform_give_a_view_like_raw_data(tmp_path: Path) -> None
 def test_a_failure_blocks_only_what_needs_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
     result = bench(
-        store, [SMALL, STRIPED], Execution(threads=1, slots=2), recipe={"epochs": 2},
+        store, [SMALL, STRIPED], Execution(threads=1, slots=2),
+        recipe={"epochs": 2, "schedule": "plateau", "select": "val_auc", "accumulate": 2},
         methods=[{"name": "small-broken", "preset": "paper"}, "small"],
         datasets=[{"name": "striped", "path": str(Striped.fake(tmp_path / "films"))}],
     )  # fmt: skip
     (failure,) = result.outcome.failed.values()
-    assert failure["type"] == "NonFiniteLossError" and "epoch 0, step 3" in failure["error"]
+    assert failure["type"] == "NonFiniteLossError" and "epoch 0, step" in failure["error"]
     assert Path(failure["log"]).is_file()
     records, _ = read_records(store.root / "records")
     assert [record.method for record in records] == ["small"]
@@ -154,7 +155,9 @@ def test_unreadable_image_stops_the_run_unless_it_may_be_left_out(tmp_path: Path
     film = sorted(root.rglob("*.png"))[7]
     film.write_bytes(film.read_bytes()[:150])
     words = ["run", "--method", "small", "--preset", "quick", "--plugin", SMALL, "--gpus", "0",
-             "--dataset", "table", "--data", root, "--set", "recipe.epochs=1"]  # fmt: skip
+             "--dataset", "table", "--data", root, "--set", "recipe.epochs=1",
+             "--set", "recipe.test_view=ten_crop", "--set", "recipe.validation_view=whole",
+             "--wandb", "offline"]  # fmt: skip
     done = cli(tmp_path / "store", *words)
     assert done.returncode == 65, done.stderr
     assert film.name in done.stderr and "--skip-unreadable" in done.stderr
@@ -162,6 +165,10 @@ def test_unreadable_image_stops_the_run_unless_it_may_be_left_out(tmp_path: Path
     assert done.returncode == 0, done.stderr
     (record,) = json.loads(done.stdout)
     assert any("1 unreadable images left out" in text for text in record["warnings"])
+    # Each stage is a run of its own that can be synced later.
+    kinds = {stage["digest"][:16] for stage in record["stages"]}
+    runs = {path.name[-16:] for path in (tmp_path / "store" / "wandb").glob("offline-run-*")}
+    assert runs == kinds
 
 
 @pytest.mark.parametrize("typo", ["epoch: 3", "optimiser: adam"])

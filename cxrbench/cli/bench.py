@@ -78,6 +78,8 @@ def run(
     """Train one method on one fold, score it, and leave a record."""
     from cxrbench.core.spec import BenchSpec, DatasetEntry, MethodEntry
 
+    if dataset is None and data is not None:
+        raise UsageError("--data needs --dataset: `table` for your own, or see `cxrbench list`")
     if dataset is None:
         dataset = "phantom"
         preset = preset or "quick"
@@ -159,7 +161,7 @@ def _run_spec(
     if mode not in ("missing", "force", "collect"):
         raise UsageError(f"--mode {mode}: choose missing, force or collect")
     store = Store.default()
-    made = plan_bench(spec, registry, store, execution.accelerator, common.hashing())
+    made = plan_bench(spec, registry, store, execution.accelerator, common.reporter())
     if dry_run:
         _show_plan(made, store, as_json=as_json)
         return
@@ -216,7 +218,7 @@ def plan(
     registry, store = common.registry_of(plugin), Store.default()
     spec = _spec(spec_file, registry, only, data)
     precision = auto_precision(choose(gpus=gpus).accelerator)
-    made = make_plan(spec, registry, store, precision=precision, progress=common.hashing())
+    made = make_plan(spec, registry, store, precision=precision, progress=common.reporter())
     _show_plan(made, store, as_json=as_json)
     if made.leaks:
         raise typer.Exit(1)

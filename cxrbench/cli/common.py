@@ -87,16 +87,38 @@ def registry_of(plugins: list[Path]) -> Registry:
     return Registry(plugins)
 
 
-def hashing() -> Callable[[str, int, int], None]:
-    """A progress reporter for work before the first stage."""
+def reporter() -> Callable[[str, int, int], None]:
+    """(what, done, of) for work before the first stage: a bar on a terminal, else lines."""
+    if sys.stderr.isatty():
+        return _bar()
     last = time.monotonic()
 
     def report(what: str, done: int, of: int) -> None:
         nonlocal last
-        now = time.monotonic()
-        if now - last > (1.0 if sys.stderr.isatty() else PLAIN_SECONDS) or done == of > 2000:
-            last = now
+        if time.monotonic() - last > PLAIN_SECONDS or done == of > 2000:
+            last = time.monotonic()
             say(f"{what} {done:,}/{of:,}")
+
+    return report
+
+
+def _bar() -> Callable[[str, int, int], None]:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    tasks: dict[str, Any] = {}
+
+    def report(what: str, done: int, of: int) -> None:
+        if not tasks:
+            bar.start()
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=of)
+        bar.update(tasks[what], completed=done)
+        if bar.finished:
+            bar.stop()
+            tasks.clear()
 
     return report
 

@@ -31,7 +31,7 @@ def _open(dataset: str, data: Any, split: str, settings: list[str], plugin: list
 
     cls = common.registry_of(plugin).load("datasets", dataset)
     params = common.parse_settings(settings)["data"]
-    return open_dataset(cls, data, params, split, Store.default(), common.hashing())
+    return open_dataset(cls, data, params, split, Store.default(), common.reporter())
 
 
 def verify_data(
@@ -47,7 +47,7 @@ def verify_data(
     cls = common.registry_of(plugin).load("datasets", dataset)
     params = cls.Params.parse(common.parse_settings(settings)["data"], where=f"data set {cls.name}")
     index = cls.read_index(data.expanduser().resolve() if data else None, params)
-    report = common.hashing()
+    report = common.reporter()
     problems = verify_dataset(cls, index, progress=lambda done, of: report("reading", done, of))
     if as_json:
         value = {

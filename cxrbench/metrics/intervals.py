@@ -58,11 +58,12 @@ class Bootstrap:
         return int(np.isnan(self.replicates(metric, label)).sum())
 
     def interval(self, metric: Metric, label: int | None = None) -> tuple[float, float] | None:
-        """The central `level` of the defined replicates; None if nothing can be resampled."""
-        values = self.replicates(metric, label)
-        values = values[~np.isnan(values)]
+        """The central `level` of the defined replicates; None where it would say nothing."""
+        drawn = self.replicates(metric, label)
+        values = drawn[~np.isnan(drawn)]
         # Every resample of a single cluster is the sample itself: no spread, so no interval.
-        if self.clusters < 2 or not values.size:
+        # And where most resamples lack a class, the rest are those that happen to hold one patient.
+        if self.clusters < 2 or values.size <= drawn.size / 2:
             return None
         low, high = np.quantile(values, [(1 - self.level) / 2, (1 + self.level) / 2])
         return float(low), float(high)

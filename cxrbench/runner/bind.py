@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cxrbench.core.digest import digest, package_digest
-from cxrbench.core.errors import ConfigError
+from cxrbench.core.errors import ConfigError, UsageError
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.registry import Registry
 from cxrbench.core.stage import DataView
@@ -75,6 +75,8 @@ def open_dataset(
     from cxrbench.data.index import content_hashes
     from cxrbench.data.splits import find_split
 
+    if root is not None and not cls.needs_root:
+        raise UsageError(f"data set {cls.name} is drawn and takes no --data")
     parsed = cls.Params.parse(params, where=f"data set {cls.name}")
     index = cls.read_index(root.expanduser().resolve() if root else None, parsed)
     cache = store.root / "cache" / f"hashes-{digest(str(index.root))[:16]}.parquet"

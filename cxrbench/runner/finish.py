@@ -118,7 +118,7 @@ def _warnings(
     skipped = {name for s in stages for name in s.facts.get("skipped_images", [])}
     if skipped:
         found.append(f"{len(skipped)} unreadable images left out: {', '.join(sorted(skipped)[:5])}")
-    sources = {s.facts["weights"]["source"] for s in stages if s.facts.get("weights")}
+    sources = {s.facts["weights"]["source"] for s in stages if s.facts.get("weights")} - {"none"}
     found.append(f"initial weights: {', '.join(sorted(sources)) or 'random'}")
     drop = scores.get("macro", {}).get("validation_minus_test_auc")
     if drop is not None and drop > DROP:

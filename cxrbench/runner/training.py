@@ -15,7 +15,6 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from cxrbench.core.registry import load_target
@@ -36,6 +35,7 @@ from cxrbench.runner.callbacks import (
     StepSeeds,
 )
 from cxrbench.runner.checkpoint import AtomicCheckpointIO, newest_state
+from cxrbench.runner.tracking import training_logger
 
 RENDEZVOUS = timedelta(minutes=5)  # how long a rank waits for a silent one
 TRAINED = "trained"  # the folder in which a finished training leaves its files
@@ -80,7 +80,7 @@ def make_trainer(
         # Some backward passes have no deterministic form on a GPU; there Lightning warns.
         deterministic=True if execution.accelerator == "cpu" else "warn",
         callbacks=callbacks,
-        logger=logger,
+        logger=logger or False,  # None would be Lightning's default logger
         log_every_n_steps=50,
         # Named, so that SLURM variables in the environment never make Lightning requeue or load.
         plugins=[
@@ -124,7 +124,7 @@ def train(
     averaged = [AveragedWeights(decay=recipe.ema_decay)] if recipe.ema_decay else []
     callbacks = [StepSeeds(stage.seed), finite, best, *averaged, history, pulse, save]
     _hush()
-    logger = _wandb(stage, execution, logs)
+    logger = training_logger(stage, execution, logs)
     trainer = make_trainer(recipe, execution, callbacks, work, logger)
     resume = newest_state(states)
     if trainer.is_global_zero:
@@ -180,27 +180,3 @@ def _hush() -> None:
         ".*tensorboardX.*",
     ):
         warnings.filterwarnings("ignore", text)
-
-
-def _wandb(stage: Stage, execution: Execution, logs: Path) -> WandbLogger | None:
-    """A run of Weights & Biases for this stage, or None."""
-    if execution.wandb == "off":
-        return None
-    return WandbLogger(
-        project=os.environ.get("WANDB_PROJECT", "cxrbench"),
-        name=f"{stage.name} {stage.data.dataset} fold {stage.data.fold}",
-        group=execution.group or None,
-        id=stage.digest[:16],
-        save_dir=logs,
-        offline=execution.wandb == "offline",
-        tags=[
-            stage.kind,
-            stage.name,
-            stage.data.dataset,
-            stage.data.split,
-            f"fold-{stage.data.fold}",
-        ],
-        job_type=stage.kind,
-        config={"stage": stage.key, "params": dict(stage.params), "seed": stage.seed},
-        resume="allow" if execution.wandb == "online" else None,
-    )

@@ -25,6 +25,7 @@ from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
 from cxrbench.core.store import Store, write_json
 from cxrbench.runner.graph import Graph, from_json
+from cxrbench.runner.tracking import log_summary
 
 
 class Job:
@@ -80,6 +81,10 @@ def build_stage(job: Job, stage: Stage, context: Any) -> None:
             }
             job.store.publish(stage.key, out, meta)
         job.store.clear_partial(stage.key)
+        if stage.kind != "fit":  # a training has logged itself, with its curves
+            path = job.store.artefact(stage.key) / "scores.json"
+            scores = json.loads(path.read_text()) if path.is_file() else {}
+            log_summary(stage, job.execution, job.store.root, facts, scores)
         failure_path(job.store, stage).unlink(missing_ok=True)
     finally:
         lock.release()
