@@ -67,7 +67,7 @@ SMALL = """
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "list", "list methods", "run --help", "bench --help", "status", "--version"]
+    "words", ["--help", "list", "list methods", "run --help", "bench --help", "status"]
 )
 def test_the_light_commands_import_nothing_heavy(store: Store, words: str) -> None:
     code = (
@@ -169,7 +169,7 @@ def test_a_setting_that_does_not_validate_is_78(cli: Cli, word: str, says: str) 
     ids=" ".join,
 )  # fmt: skip
 def test_words_that_do_not_fit_are_2(cli: Cli, words: list[str]) -> None:
-    code, _, err = cli(*words)
+    code, _, err = cli(*words, *(["--dry-run"] if "--method" in words[:-1] else []))
     assert code == 2
     assert err.strip()
 
@@ -380,7 +380,7 @@ def test_splits_of_the_phantom(cli: Cli) -> None:
     assert json.loads(out)
     code, out, _ = cli("splits", "show", "--dataset", "phantom", *PHANTOM)
     assert code == 0
-    assert len(re.findall(r"^│ \d +│ (?:train|val|test)", out, re.MULTILINE)) == 15
+    assert len(re.findall(r"^│ +\d │ (?:train|val|test) ", out, re.MULTILINE)) == 15
     assert cli("splits", "make", "--dataset", "phantom", *PHANTOM)[0] == 0
     code, out, _ = cli("splits", "verify", "--dataset", "phantom", *PHANTOM)
     assert code == 0
@@ -398,7 +398,7 @@ def test_data_verify(cli: Cli, tmp_path: Path) -> None:
     code, out, _ = cli("data", "verify", "--dataset", "kermany", "--data", root, "--json")
     assert code == 0, out
     assert json.loads(out)["images"] == 40
-    broken = next(path for path in sorted(tmp_path.rglob("*.jpeg")))
+    broken = next(p for p in sorted(tmp_path.rglob("*.jpeg")) if not p.name.startswith("."))
     broken.write_bytes(b"")
     code, out, _ = cli("data", "verify", "--dataset", "kermany", "--data", root, "--json")
     assert code == 65

@@ -84,6 +84,8 @@ def run(
         dataset = "phantom"
         preset = preset or "quick"
         say(f"no --dataset: using the phantom (drawn films) with the {preset} preset")
+    registry = common.registry_of(plugin)
+    registry.entry("methods", method)  # an unknown name is that, and no bad benchmark name
     chosen = common.parse_settings(settings)
     if precision:
         chosen["recipe"]["precision"] = precision
@@ -104,7 +106,7 @@ def run(
         where="options",
     )
     execution = _execution(gpus, devices, accelerator, 1, workers, wandb, spec.name)
-    _run_spec(spec, common.registry_of(plugin), execution, mode, dry_run=dry_run, as_json=as_json)
+    _run_spec(spec, registry, execution, mode, dry_run=dry_run, as_json=as_json)
 
 
 def bench(
@@ -190,6 +192,9 @@ def _report(result: "Result", store: Store, *, as_json: bool) -> None:
     if result.records:
         say(f"{len(result.records)} new records below {store.root / 'records'}")
     outcome = result.outcome
+    unfinished = len(result.plan.runs) - len({r.final for r in records})
+    if unfinished and not outcome.failed and not outcome.interrupted:
+        say(f"{unfinished} of {len(result.plan.runs)} runs are not finished")
     if outcome.interrupted:
         say("stopped; the same command goes on from here")
         raise typer.Exit(130 if outcome.interrupted == signal.SIGINT else 75)
@@ -199,8 +204,7 @@ def _report(result: "Result", store: Store, *, as_json: bool) -> None:
         codes = {int(failure.get("exit_code") or 1) for failure in outcome.failed.values()}
         if len(result.plan.runs) == 1 and len(codes) == 1:
             raise typer.Exit(max(1, codes.pop()))
-        count = len(result.plan.runs) - len({r.final for r in records})
-        raise SweepIncompleteError(f"{count} of {len(result.plan.runs)} runs are not finished")
+        raise SweepIncompleteError(f"{unfinished} of {len(result.plan.runs)} runs are not finished")
 
 
 def plan(

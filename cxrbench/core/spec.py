@@ -83,21 +83,6 @@ class Execution(Frozen):
     group: str = ""
 
 
-class RunSpec(Frozen):
-    """One method on one fold of one data set with one seed."""
-
-    method: str
-    dataset: str = "phantom"
-    data_params: dict[str, Any] = {}
-    split: str = ""
-    fold: int = Field(0, ge=0)
-    seed: int = Field(0, ge=0, lt=2**31)
-    preset: Preset = "paper"
-    params: dict[str, Any] = {}
-    recipe: dict[str, Any] = {}
-    skip_unreadable: bool = False
-
-
 class DatasetEntry(Frozen):
     """A data set of a benchmark: which split, which folds, where."""
 

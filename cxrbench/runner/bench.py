@@ -38,7 +38,7 @@ def read_spec(path: Path) -> BenchSpec:
     """A benchmark's YAML file; relative data folders are relative to the file."""
     spec = BenchSpec.parse(read_yaml(path) or {}, where=str(path))
     entries = [
-        e.model_copy(update={"path": path.parent / e.path}) if e.path else e for e in spec.datasets
+        e.model_copy(update={"path": path.parent / e.path.expanduser()}) if e.path else e for e in spec.datasets
     ]
     return spec.model_copy(update={"datasets": entries})
 

@@ -31,7 +31,7 @@ class Binding(Frozen):
 
     def view(self, *, fold: int, seed: int, skip_unreadable: bool) -> DataView:
         """One fold as the stages see it."""
-        if fold >= self.folds:
+        if not 0 <= fold < self.folds:
             raise ConfigError(
                 f"{self.dataset}: fold {fold} does not exist; split {self.split!r} has "
                 f"{'one fold, 0' if self.folds == 1 else f'folds 0-{self.folds - 1}'}"

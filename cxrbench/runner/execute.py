@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cxrbench.core.contract import Computation, Transformation
 from cxrbench.core.registry import load_target
 from cxrbench.core.stage import Stage
 from cxrbench.data.module import CxrDataModule
@@ -64,22 +65,19 @@ def run_predict(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
 def run_compute(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     """A statistic of the training part."""
     cls = load_target(stage.target)
-    computation = cls(cls.Params.parse(dict(stage.params), where=stage.key))
+    computation: Computation = cls(cls.Params.parse(dict(stage.params), where=stage.key))
     material = context.material(stage.data, computation.image_size())
     keep = material.parts == "train" if stage.part == "train" else material.parts != "unreadable"
     rows = np.flatnonzero(keep)
     inputs = {name: context.artefact(parent) for name, parent in stage.inputs.items()}
     targets = material.opened.index.targets[rows]
-    facts: dict[str, Any] = computation.compute(
-        material.pixels[rows], targets, inputs, out, stage.seed
-    )
-    return facts
+    return computation.compute(material.pixels[rows], targets, inputs, out, stage.seed)
 
 
 def run_transform(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     """Every image rewritten: `images.npy` uint8 [N, T, T]."""
     cls = load_target(stage.target)
-    change = cls(cls.Params.parse(dict(stage.params), where=stage.key))
+    change: Transformation = cls(cls.Params.parse(dict(stage.params), where=stage.key))
     change.open({n: context.artefact(p) for n, p in stage.inputs.items()}, device_of(context))
     material = context.material(stage.data, change.image_size())
     count = len(material.pixels)

@@ -98,7 +98,13 @@ def make_plan(
     methods = method_entries(spec, registry)
     for method in methods:
         registry.entry("methods", method.name)  # an unknown name fails before the slow part
-    roots = {b.dataset: e.path for b, e in zip(bindings, spec.datasets, strict=True)}
+    roots: dict[str, Path | None] = {}
+    for binding, entry in zip(bindings, spec.datasets, strict=True):
+        if roots.setdefault(binding.dataset, entry.path) != entry.path:
+            raise ConfigError(
+                f"{spec.name}: {binding.dataset} lies in two folders, {roots[binding.dataset]} and "
+                f"{entry.path}; make a benchmark for each"
+            )
     key = digest(
         {
             "code": package_digest(),

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from lightning.fabric import Fabric
 
 from cxrbench.core.errors import DataError
 from cxrbench.core.stage import Stage
@@ -47,13 +46,9 @@ def predict_parts(
 def _predict(
     module: Method, data: CxrDataModule, part: str, device: str
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    precision: Any = module.params.recipe.precision
-    fabric = Fabric(
-        accelerator="gpu" if device == "cuda" else "cpu", devices=1, precision=precision
-    )
     loader = data.evaluation_dataloader(part, module.params.recipe.test_view)
     rows, probabilities = [], []
-    with torch.inference_mode(), fabric.autocast():
+    with torch.inference_mode(), _autocast(module.params.recipe.precision, device):
         for number, batch in enumerate(loader):
             batch["image"] = batch["image"].to(device, non_blocking=True)
             rows.append(batch["row"].numpy())
@@ -64,6 +59,12 @@ def _predict(
             f"{module.name}: {(~np.isfinite(found)).sum()} probabilities are not finite"
         )
     return np.concatenate(rows), found
+
+
+def _autocast(precision: str, device: str) -> torch.autocast:
+    """The mixed precision of the training, or none."""
+    dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    return torch.autocast(device, dtype=dtype, enabled=precision.endswith("-mixed"))
 
 
 def _frame(

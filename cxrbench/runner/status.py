@@ -42,6 +42,8 @@ def _failures(store: Store) -> list[dict[str, Any]]:
             value = read_json(path)
         except DataError as error:
             value = {"stage": path.name, "error": str(error)}
+        if not isinstance(value, dict):
+            value = {"stage": path.name, "error": "not a failure's file; delete it"}
         failed.append({name: value.get(name) for name in ("stage", "error", "log")})
     return failed
 
@@ -56,6 +58,8 @@ def _stale(store: Store) -> list[str]:
         try:
             meta = read_json(path)
         except DataError:
+            continue
+        if not isinstance(meta, dict):
             continue
         known = texts.get((meta.get("name"), meta.get("version")))
         if known and meta.get("source") and meta["source"] not in known:
