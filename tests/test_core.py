@@ -578,6 +578,10 @@ def test_bad_plugins_are_clear_errors(tmp_path: Path) -> None:
     plugin.write_bytes(b"name = '\xff'")
     with pytest.raises(UsageError, match=r"p.py: not a Python file"):
         Registry([plugin]).entries("methods")
+    for name in ("a/b", "../x", ".x", "a b", ""):
+        plugin.write_text(PLUGIN.replace("my_method", name))
+        with pytest.raises(UsageError, match="use letters, digits"):
+            Registry([plugin]).entries("methods")
     plugin.write_bytes(b"x = 1\x00")
     with pytest.raises(UsageError, match=r"p.py: not a Python file"):
         Registry([plugin]).entries("methods")
@@ -920,6 +924,9 @@ def test_records_are_written_once(tmp_path: Path, make_record: Any) -> None:
         ({"surprise": 1}, "unknown key 'surprise'"),
         ({"fold": "x"}, "fold: "),
         ({"labels": "Edema"}, "labels: "),
+        ({"method": "../../x"}, "method: "),
+        ({"dataset": "a/b"}, "dataset: "),
+        ({"id": "..\\x"}, "id: "),
         ({"scores": {}}, "macro"),
         ({"scores": {"macro": {"auc": "0.9"}}}, "auc"),
         ({"scores": {"macro": {"auc": 7}}}, "auc"),

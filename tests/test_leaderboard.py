@@ -282,18 +282,12 @@ def unescaped_pipes(line: str) -> int:
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_hostile_texts_stay_texts(make_record: Make, hostile: str) -> None:
     plain = make_record(0.8, folds=1)
-    record = make_record(
-        0.8,
-        folds=1,
-        method=hostile,
-        dataset=hostile,
-        split=hostile,
-        preset=hostile,
-        changed={"x": hostile},
-        warnings=[hostile],
-        data_facts={"images": hostile, "patients": hostile},
-        cost={"device": hostile},
-    )
+    texts = {
+        "method": hostile, "dataset": hostile, "split": hostile, "preset": hostile,
+        "changed": {"x": hostile}, "warnings": [hostile], "cost": {"device": hostile},
+        "data_facts": {"images": hostile, "patients": hostile},
+    }  # fmt: skip
+    record = plain.model_copy(update=texts)  # without the checks of reading
     text = to_markdown(collect([record]), [hostile])
     expected = to_markdown(collect([plain.model_copy(update={"warnings": ["w"]})]), ["x"])
     assert len(re.split("[\n\r\u2028\x0b\x0c]", text)) == len(expected.split("\n"))

@@ -89,20 +89,25 @@ def show_tables(records: "list[Record]", excluded: list[str], folder: Path) -> N
     if not console.is_terminal:
         console = Console(width=WIDE)
     for table in tables:
-        shown = [cells(row) for row in table.rows]
+        shown = [[_printable(text) for text in cells(row)] for row in table.rows]
         columns = _columns_that_fit([list(HEADER), *shown], console.width)
-        rich = RichTable(title=Text(table.title), caption=Text(floor_line(table)))
+        rich = RichTable(title=Text(_printable(table.title)), caption=Text(floor_line(table)))
         for i in columns:
             rich.add_column(HEADER[i], justify="left" if HEADER[i] == "method" else "right")
         for row in shown:
             rich.add_row(*(Text(row[i]) for i in columns))
         console.print(rich)
         for text in table.warnings:
-            console.print(f"  note: {text}", markup=False, highlight=False)
+            console.print(f"  note: {_printable(text)}", markup=False, highlight=False)
     for line in excluded:
-        say(f"left out: {line}")
+        say(f"left out: {_printable(line)}")
     for path in files:
         print(path)
+
+
+def _printable(text: str) -> str:
+    """Text without the control characters that a terminal obeys; records may come from strangers."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _columns_that_fit(rows: list[list[str]], width: int) -> list[int]:

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.store import read_json, write_json
 
 RETRACTED = ".retracted.json"
+# What becomes a part of a path; records may come from strangers.
+Name = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
 
 
 class StageRecord(Frozen):
@@ -31,17 +33,17 @@ class Record(Frozen):
     """What was run, on what, with what result, at what cost, by which code."""
 
     schema_version: Literal[1] = 1
-    id: str
+    id: Name
     created: str
     benchmark: str
-    method: str
+    method: Name
     method_version: int
     preset: str
     params: dict[str, Any]
     changed: dict[str, Any]
     paper: str
     reported: dict[str, Any] | None
-    dataset: str
+    dataset: Name
     dataset_version: int
     dataset_params: dict[str, Any]
     revision: str
@@ -52,7 +54,7 @@ class Record(Frozen):
     fold: int
     seed: int
     data_facts: dict[str, Any]
-    final: str
+    final: Name
     stages: list[StageRecord]
     scores: dict[str, Any]
     cost: dict[str, Any]

@@ -8,6 +8,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from cxrbench.core.errors import CxrbenchError, MissingInputError, UsageError
 from cxrbench.core.nearest import nearest
 
 Family = Literal["methods", "datasets"]
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")  # it becomes a part of paths
 FOLDERS: dict[Family, str] = {"methods": "methods", "datasets": "data"}
 
 
@@ -66,6 +68,8 @@ def _read_entries(path: Path, family: Family, target: str) -> list[Entry]:
         name = _literal(node, "name")
         if not (isinstance(name, ast.Constant) and isinstance(name.value, str)):
             continue
+        if not NAME.match(normalise(name.value)):
+            raise UsageError(f"{path}: name {name.value!r}: use letters, digits, '.', '_' and '-'")
         presets = _literal(node, "presets")
         keys = presets.keys if isinstance(presets, ast.Dict) else []
         found = tuple(k.value for k in keys if isinstance(k, ast.Constant))

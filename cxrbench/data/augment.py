@@ -36,6 +36,7 @@ class RandomView:
                     translate_percent=(-augment.shift, augment.shift),
                     scale=(1 - augment.scale, 1 + augment.scale),
                     shear=(-augment.shear, augment.shear),
+                    keep_ratio=True,
                     p=1.0,
                 )
             )

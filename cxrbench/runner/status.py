@@ -61,7 +61,7 @@ def _stale(store: Store) -> list[str]:
             continue
         if not isinstance(meta, dict):
             continue
-        known = texts.get((meta.get("name"), meta.get("version")))
+        known = texts.get((str(meta.get("name")), int(meta.get("version") or 0)))
         if known and meta.get("source") and meta["source"] not in known:
             stale.append(path.parent.name)
     return stale
