@@ -27,6 +27,13 @@ from cxrbench.nn.backbones import load_whole, to_unit
 from cxrbench.nn.losses import masked_bce
 
 FLIPS = Augment(horizontal_flip=0.5, vertical_flip=0.5)
+# A thousand parameters want other steps than millions, and no decay.
+ALONE = {
+    "learning_rate": 1e-2,
+    "weight_decay": 0.0,
+    "select": "val_loss",
+    "augment": FLIPS.model_dump(),
+}
 
 
 class AutoencoderParams(MethodParams):
@@ -34,6 +41,7 @@ class AutoencoderParams(MethodParams):
 
     patch: int = Field(128, ge=16, multiple_of=SCALE)
     clip_code: bool = False  # as coded: the code is cut to [0, 1] only from stage 3 on
+    centred: bool = False  # as coded: torch's initial biases
     recipe: Recipe = BL5.model_copy(update={"augment": FLIPS, "validation_view": "resize"})
 
 
@@ -47,7 +55,7 @@ class PatchAutoencoder(Method):
 
     def __init__(self, params: AutoencoderParams, labels: tuple[str, ...]) -> None:
         super().__init__(params, labels)
-        self.autoencoder = Autoencoder(clip_code=params.clip_code)
+        self.autoencoder = Autoencoder(clip_code=params.clip_code, centred=params.centred)
 
     @classmethod
     def image_size(cls, params: AutoencoderParams) -> tuple[int, int]:
@@ -99,11 +107,8 @@ class AECNN(Classifier):
             "classifier": {"recipe": TUNED.model_dump()},
             "autoencoder": {
                 "clip_code": True,
-                "recipe": {
-                    **TUNED.model_dump(),
-                    "select": "val_loss",
-                    "augment": FLIPS.model_dump(),
-                },
+                "centred": True,
+                "recipe": {**TUNED.model_dump(), **ALONE},
             },
             "recipe": TUNED.model_dump(),
         },
@@ -112,11 +117,8 @@ class AECNN(Classifier):
             "autoencoder": {
                 "patch": 64,
                 "clip_code": True,
-                "recipe": {
-                    **QUICK.model_dump(),
-                    "select": "val_loss",
-                    "augment": FLIPS.model_dump(),
-                },
+                "centred": True,
+                "recipe": {**QUICK.model_dump(), **ALONE},
             },
             "recipe": {**QUICK.model_dump(), "learning_rate": 5e-4},
         },

@@ -32,13 +32,21 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder; `clip_code` cuts the code to [0, 1] before anyone reads it."""
+    """Encoder and decoder; `clip_code` cuts the code to [0, 1] before anyone reads it.
 
-    def __init__(self, *, clip_code: bool) -> None:
+    With torch's own initial biases half of the code and of the output begins below 0, where a cut has no
+    gradient; `centred` begins both in the middle, at 0.5.
+    """
+
+    def __init__(self, *, clip_code: bool, centred: bool = False) -> None:
         super().__init__()
         self.encoder = Encoder()
         self.decoder = Decoder()
         self.clip_code = clip_code
+        if centred:
+            for layer in (self.encoder.mix, self.decoder.expand):
+                assert layer.bias is not None
+                nn.init.constant_(layer.bias, 0.5)
 
     def encode(self, image: Tensor) -> Tensor:
         """[B, 1, H, W] in [0, 1] to the code [B, 1, H/4, W/4]."""

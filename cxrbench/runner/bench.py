@@ -38,7 +38,8 @@ def read_spec(path: Path) -> BenchSpec:
     """A benchmark's YAML file; relative data folders are relative to the file."""
     spec = BenchSpec.parse(read_yaml(path) or {}, where=str(path))
     entries = [
-        e.model_copy(update={"path": path.parent / e.path.expanduser()}) if e.path else e for e in spec.datasets
+        e.model_copy(update={"path": path.parent / e.path.expanduser()}) if e.path else e
+        for e in spec.datasets
     ]
     return spec.model_copy(update={"datasets": entries})
 
@@ -82,12 +83,18 @@ def run_bench(
     show: Callable[[Status], None] = lambda status: None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Result:
-    """Build what is missing, then write the records of all finished runs."""
-    outcome = Outcome()
-    if mode == "force":
+    """Build what is missing; every finished run leaves a record as soon as it is scored."""
+    outcome, records = Outcome(), []
+    again = mode == "force"
+    if again:
         for stage in plan.graph.values():
             store.discard(stage.key)
             store.clear_partial(stage.key)
+
+    def scored(digest: str) -> None:
+        # At once: what a later fault interrupts has its record already.
+        records.extend(write_records(plan, store, only=digest, again=again))
+
     if mode != "collect" and plan.missing(store):
-        outcome = run_plan(plan, store, registry, execution, show=show, tell=tell)
-    return Result(plan, outcome, write_records(plan, store, again=mode == "force"))
+        outcome = run_plan(plan, store, registry, execution, show=show, tell=tell, scored=scored)
+    return Result(plan, outcome, records + write_records(plan, store))

@@ -12,11 +12,16 @@ from cxrbench.runner.plan import Plan, PlannedRun
 DROP = 0.02  # a validation AUC this far above the test AUC is worth a warning
 
 
-def write_records(plan: Plan, store: Store, *, again: bool = False) -> list[Path]:
-    """A record for each finished run that has none; with `again` a second one for each."""
+def write_records(
+    plan: Plan, store: Store, *, only: str | None = None, again: bool = False
+) -> list[Path]:
+    """A record for each finished run that has none; with `again` one more for those that have.
+
+    `only` is the digest of the one score that is meant.
+    """
     written = []
     for run in plan.runs:
-        if not store.has(plan.graph[run.final].key):
+        if only not in (None, run.final) or not store.has(plan.graph[run.final].key):
             continue
         folder = store.root / "records"
         lock = store.lock(f"record-{run.final[:16]}")

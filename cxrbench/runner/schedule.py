@@ -66,9 +66,13 @@ def run_plan(
     *,
     show: Callable[[Status], None] = lambda status: None,
     tell: Callable[[str], None] = lambda line: None,
+    scored: Callable[[str], None] = lambda digest: None,
 ) -> Outcome:
-    """Build all missing stages; returns when all are built, failed or blocked."""
-    sweep = _Sweep(plan, store, registry, execution, tell)
+    """Build all missing stages; returns when all are built, failed or blocked.
+
+    `scored` is called with the digest of each score as soon as it is there.
+    """
+    sweep = _Sweep(plan, store, registry, execution, tell, scored)
     with _signals():
         try:
             while sweep.step():
@@ -91,9 +95,10 @@ class _Sweep:
         registry: Registry,
         execution: Execution,
         tell: Callable[[str], None],
+        scored: Callable[[str], None],
     ) -> None:
         self.plan, self.store, self.registry, self.execution = plan, store, registry, execution
-        self.tell = tell
+        self.tell, self.scored = tell, scored
         self.pending: Graph = plan.missing(store)
         self.total = len(self.pending)
         self.engine = LocalEngine(execution)
@@ -180,6 +185,8 @@ class _Sweep:
                 if self.store.has(stage.key):
                     self.outcome.done.append(stage.digest)
                     self.tell(f"done   {stage.key}")
+                    if stage.kind == "score":
+                        self.scored(stage.digest)
                 else:
                     self._note_failure(stage, head, worker)
                     self.outcome.blocked += [s.digest for s in chain[place + 1 :]]
