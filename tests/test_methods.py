@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from cxrbench.core.errors import ConfigError, DataError
@@ -196,10 +197,10 @@ def test_stage_1_of_aecnn_follows_its_backbone() -> None:
 
 
 def tiny_aecnn(**change: Any) -> AECNN:
-    start = BackboneParams(backbone="resnet10t", pretrained="none", recipe=Recipe(**TINY))
     params = AECNNParams(
         backbone="resnet10t",
-        classifier=start,
+        pretrained="none",
+        classifier=MethodParams(recipe=Recipe(**TINY)),
         autoencoder=AutoencoderParams(patch=32, recipe=Recipe(**TINY)),
         recipe=Recipe(**TINY),
         **change,
@@ -248,13 +249,26 @@ def test_aecnn_classifies_the_code() -> None:
         torch.testing.assert_close(module.predict_step(batch, 0), torch.sigmoid(logits.double()))
 
 
-def test_aecnn_receives_the_weights_of_both_stages() -> None:
+def earlier_stages(module: AECNN, folder: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The weights of stages 1 and 2, and the folders that hold them."""
+    first = DenseNet121(AECNN.start(module.params), VIEW.labels)
+    second = PatchAutoencoder(module.params.autoencoder, VIEW.labels)
+    states = {"classifier": dict(first.state_dict()), "autoencoder": dict(second.state_dict())}
+    return states, write_stages(states, folder)
+
+
+def write_stages(states: dict[str, Any], folder: Path) -> dict[str, Path]:
+    for name, state in states.items():
+        (folder / name).mkdir(exist_ok=True)
+        save_file(state, folder / name / "model.safetensors")
+    return {name: folder / name for name in states}
+
+
+def test_aecnn_receives_the_weights_of_both_stages(tmp_path: Path) -> None:
     torch.manual_seed(1)
     module = tiny_aecnn()
-    first = DenseNet121(module.params.classifier, VIEW.labels)
-    second = PatchAutoencoder(module.params.autoencoder, VIEW.labels)
-    inputs = {"classifier": dict(first.state_dict()), "autoencoder": dict(second.state_dict())}
-    module.receive(inputs)
+    inputs, folders = earlier_stages(module, tmp_path)
+    module.receive(folders)
     for name, value in inputs["classifier"].items():
         assert torch.equal(module.state_dict()[f"classifier.{name}"], value)
     for name, value in inputs["autoencoder"].items():
@@ -263,15 +277,12 @@ def test_aecnn_receives_the_weights_of_both_stages() -> None:
 
 
 @pytest.mark.parametrize(("stage", "says"), [("classifier", "stage 1"), ("autoencoder", "stage 2")])
-def test_aecnn_refuses_half_a_stage(stage: str, says: str) -> None:
+def test_aecnn_refuses_half_a_stage(stage: str, says: str, tmp_path: Path) -> None:
     module = tiny_aecnn()
-    inputs = {
-        "classifier": dict(DenseNet121(module.params.classifier, VIEW.labels).state_dict()),
-        "autoencoder": dict(PatchAutoencoder(module.params.autoencoder, ()).state_dict()),
-    }
+    inputs, _ = earlier_stages(module, tmp_path)
     inputs[stage].popitem()
     with pytest.raises(DataError, match=says):
-        module.receive(inputs)
+        module.receive(write_stages(inputs, tmp_path))
 
 
 def test_a_method_that_takes_nothing_refuses_weights() -> None:
@@ -280,7 +291,7 @@ def test_a_method_that_takes_nothing_refuses_weights() -> None:
     )
     module.receive({})
     with pytest.raises(NotImplementedError, match="densenet121"):
-        module.receive({"x": {}})
+        module.receive({"x": Path("x")})
 
 
 def test_a_stage_without_labels_chooses_by_its_loss() -> None:

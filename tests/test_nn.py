@@ -79,6 +79,24 @@ def test_the_code_is_clipped_only_when_that_is_asked() -> None:
     assert torch.equal(clipped(image)[0], cut)
 
 
+def test_a_centred_autoencoder_starts_where_its_clips_have_a_gradient() -> None:
+    image = torch.rand(2, 1, 32, 32)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        net = Autoencoder(clip_code=True, centred=True)
+        assert {layer.bias.mean().item() for layer in (net.encoder.mix, net.decoder.expand)} == {
+            0.5
+        }
+        with torch.no_grad():
+            for values in net(image):
+                assert ((values > 0) & (values < 1)).float().mean() > 0.5
+    torch.manual_seed(0)
+    plain = Autoencoder(clip_code=True)
+    torch.manual_seed(0)
+    same = Encoder()
+    assert torch.equal(plain.encoder.mix.bias, same.mix.bias), "as coded: torch's own biases"
+
+
 def test_reconstructions_are_images() -> None:
     decoder = Decoder()
     with torch.no_grad():

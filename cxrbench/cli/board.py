@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cxrbench.core.record import Record
 
 RESULTS = Path("benchmarks/results")
+METHOD, FOLDED = 1, 32
 WIDE = 240  # columns of text where no terminal sets a limit
 # Left out first where the terminal is narrow; the files have every column.
 EXPENDABLE = (
@@ -93,7 +94,7 @@ def show_tables(records: "list[Record]", excluded: list[str], folder: Path) -> N
         columns = _columns_that_fit([list(HEADER), *shown], console.width)
         rich = RichTable(title=Text(_printable(table.title)), caption=Text(floor_line(table)))
         for i in columns:
-            rich.add_column(HEADER[i], justify="left" if HEADER[i] == "method" else "right")
+            rich.add_column(HEADER[i], justify="left" if i == METHOD else "right", overflow="fold")
         for row in shown:
             rich.add_row(*(Text(row[i]) for i in columns))
         console.print(rich)
@@ -115,7 +116,9 @@ def _columns_that_fit(rows: list[list[str]], width: int) -> list[int]:
     header = rows[0]
     kept = [i for i in range(len(header)) if any(row[i] != "–" for row in rows[1:])]
     for name in EXPENDABLE:
-        need = sum(max(len(row[i]) for row in rows) + 3 for i in kept) + 1
+        widest = {i: max(len(row[i]) for row in rows) for i in kept}
+        widest[METHOD] = min(widest[METHOD], FOLDED)  # long names are folded
+        need = sum(widest[i] + 3 for i in kept) + 1
         if need <= width:
             break
         kept = [i for i in kept if header[i] != name]

@@ -37,6 +37,7 @@ def _open(dataset: str, data: Any, split: str, settings: list[str], plugin: list
 def verify_data(
     dataset: Dataset,
     data: common.Data = None,
+    split: Split = "",
     settings: common.Settings = [],  # noqa: B006
     plugin: common.Plugin = [],  # noqa: B006
     as_json: common.Json = False,
@@ -44,11 +45,11 @@ def verify_data(
     """Read every image and label: what is missing, unreadable, duplicated or not as published."""
     from cxrbench.data.verify import verify_dataset
 
-    cls = common.registry_of(plugin).load("datasets", dataset)
-    params = cls.Params.parse(common.parse_settings(settings)["data"], where=f"data set {cls.name}")
-    index = cls.read_index(data.expanduser().resolve() if data else None, params)
-    report = common.reporter()
-    problems = verify_dataset(cls, index, progress=lambda done, of: report("reading", done, of))
+    opened = _open(dataset, data, split, settings, plugin)
+    cls, index, report = opened.cls, opened.index, common.reporter()
+    problems = verify_dataset(
+        cls, index, progress=lambda done, of: report("reading", done, of), split=opened.split
+    )
     if as_json:
         value = {
             "dataset": cls.name,

@@ -24,7 +24,7 @@ class Computation(Protocol):
     ) -> dict[str, Any]:
         """Read uint8 `images` [N, S, S] and `targets` [N, K], write files to `out`, return facts.
 
-        `inputs` are the folders of earlier artefacts.
+        `images` has a length and gives arrays for slices; only what is sliced is read. `inputs` are the folders of earlier artefacts.
         """
 
 

@@ -46,6 +46,8 @@ class Recipe(Frozen):
     size: int = Field(224, ge=16, le=4096)
     load: int = Field(256, ge=16, le=4096)
     augment: Augment = Augment()
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    sync_batchnorm: bool = False
     train_view: Literal["random_crop", "resize"] = "random_crop"
     validation_view: Literal["whole", "resize", "center_crop"] = "resize"
     test_view: Literal["whole", "resize", "center_crop", "ten_crop"] = "resize"

@@ -86,7 +86,7 @@ class ChestXray14(CxrDataset):
             "repeated_rows": frame.attrs["repeated"],
         }
         frame = frame.assign(path=paths)[paths.notna()].reset_index(drop=True)
-        return Index(cls.name, frame, LABELS, root, notes)
+        return Index(cls.name, frame, LABELS, root, notes, (labels_file,))
 
     @classmethod
     def make_split(cls, name: str, index: Index) -> Split:

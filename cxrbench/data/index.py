@@ -35,6 +35,7 @@ class Index:
     labels: tuple[str, ...]
     root: Path | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    sources: tuple[Path, ...] = ()  # files that were read besides the images, wherever they lie
 
     def __post_init__(self) -> None:
         missing = [c for c in (*COLUMNS, *self.labels) if c not in self.frame.columns]
@@ -49,6 +50,29 @@ class Index:
             raise DataError(
                 f"{self.dataset}: {len(twice)} image ids stand twice: {', '.join(twice.head(5))}"
             )
+        self._check_values()
+
+    def _check_values(self) -> None:
+        for name in COLUMNS:
+            column = self.frame[name]
+            bad = ~column.map(lambda value: isinstance(value, str))
+            if name != "path":
+                bad |= column.map(lambda value: isinstance(value, str) and not value.strip())
+            if bad.any():
+                raise DataError(
+                    f"{self.dataset}: column {name!r}: {int(bad.sum())} rows are blank or no text, "
+                    f"the first is row {int(np.flatnonzero(bad)[0])}; read it as text"
+                )
+        for name in self.labels:
+            column = self.frame[name]
+            bad = column.notna() & ~column.isin((0, 1))
+            if bad.any():
+                first = int(np.flatnonzero(bad)[0])
+                raise DataError(
+                    f"{self.dataset}: label {name!r}: {int(bad.sum())} rows have a value other than 1, 0 "
+                    f"and unknown (NaN), the first {column.iloc[first]!r} in row {first}; the reader "
+                    f"must decide what it means"
+                )
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -76,7 +100,8 @@ class Index:
     def select(self, keep: npt.NDArray[np.bool_], **notes: Any) -> "Index":
         """The rows that are kept, with further notes."""
         frame = self.frame[keep].reset_index(drop=True)
-        return Index(self.dataset, frame, self.labels, self.root, {**self.notes, **notes})
+        notes = {**self.notes, **notes}
+        return Index(self.dataset, frame, self.labels, self.root, notes, self.sources)
 
     def revision(self, contents: list[str]) -> str:
         """SHA-256 over ids, patients, labels and the content hash of every image, in id order."""

@@ -97,16 +97,29 @@ class EpochBatches:
     """Batches of (epoch, row) for one rank; the order is a function of seed and epoch.
 
     Training: every global batch is cut among the ranks, so that devices do not change what a step sees;
-    a last incomplete batch is left out. Evaluation: rows in order, the last ranks padded with repeated
+    a last incomplete batch is left out. `weights` draws with replacement instead. Evaluation: rows in order, the last ranks padded with repeated
     rows (who gathers drops them by row).
     """
 
     def __init__(
-        self, rows: Rows, batch_size: int, *, train: bool, seed: int, rank: int, world: int
+        self,
+        rows: Rows,
+        batch_size: int,
+        *,
+        train: bool,
+        seed: int,
+        rank: int,
+        world: int,
+        weights: npt.NDArray[np.float64] | None = None,
     ) -> None:
+        self.weights = weights  # [rows], sum 1: drawn with replacement; None: each once
         self.rows, self.train, self.seed = rows, train, seed
         self.rank, self.world = rank, world
-        self.batch_size = min(batch_size, len(rows)) if train else batch_size
+        self.batch_size = batch_size
+        if train and len(rows) < batch_size:  # one batch of all, of equal parts for the ranks
+            self.batch_size = len(rows) - len(rows) % world
+            if not self.batch_size:
+                raise DataError(f"{len(rows)} training images are too few for {world} devices")
         self.epoch = 0
         self.skip = 0  # batches of this epoch that an interrupted training has already seen
         # Lightning calls set_epoch on `batch_sampler.sampler` only, never on a batch sampler itself.
@@ -130,7 +143,10 @@ class EpochBatches:
 
     def _train_batches(self) -> Iterator[Rows]:
         order = np.random.default_rng(derive_seed(self.seed, "order", self.epoch))
-        shuffled = order.permutation(self.rows)
+        if self.weights is None:
+            shuffled = order.permutation(self.rows)
+        else:
+            shuffled = order.choice(self.rows, size=len(self.rows), p=self.weights)
         for number in range(len(self)):
             batch = shuffled[number * self.batch_size : (number + 1) * self.batch_size]
             yield batch[self.rank :: self.world]
@@ -173,6 +189,13 @@ class CxrDataModule(L.LightningDataModule):
         batches = max(1, len(self.rows["train"]) // self.recipe.batch_size)
         return -(-batches // self.recipe.accumulate)
 
+    def _balance(self) -> npt.NDArray[np.float64]:
+        """Weights [rows] by which images with and without a positive label are drawn equally often."""
+        targets = np.nan_to_num(self.index.targets[self.rows["train"]])
+        positive = targets.any(axis=1)
+        share = np.where(positive, positive.mean(), 1 - positive.mean())
+        return np.asarray(1 / share / (1 / share).sum(), dtype=np.float64)
+
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
@@ -210,6 +233,7 @@ class CxrDataModule(L.LightningDataModule):
             seed=self.seed,
             rank=rank,
             world=world,
+            weights=self._balance() if recipe.sampler == "balanced" else None,
         )
         if self.trainer is not None:
             loop: Any = self.trainer.fit_loop

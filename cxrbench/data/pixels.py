@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from cxrbench.core.digest import digest
-from cxrbench.core.errors import DataError
+from cxrbench.core.errors import CannotWriteError, DataError
 from cxrbench.core.store import Store, fsync_tree, write_json
 
 Grey = npt.NDArray[np.uint8]
@@ -174,6 +174,12 @@ def _build(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     work = store.partial(f"pixels-{folder.name}")
+    need, free = count * size * size, shutil.disk_usage(work).free
+    if need > free:  # writing to a map on a full disk kills the process without a word
+        raise CannotWriteError(
+            f"{work}: {count:,} images at {size} px need {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB "
+            f"are free; free some, or set CXRBENCH_HOME to another disk"
+        )
     images = np.lib.format.open_memmap(
         work / "images.npy", mode="w+", dtype=np.uint8, shape=(count, size, size)
     )

@@ -1,7 +1,7 @@
 """Records to tables: a pure function; rows that cannot be compared never share a table.
 
-Mean and standard deviation run over folds (and seeds). A row is ranked when it has every fold and
-seed that any row of its table has. A difference is paired: the mean over the folds
+Mean and standard deviation run over folds (and seeds). Rows are ranked that have the
+same folds and seeds: those that most rows of the table have. A difference is paired: the mean over the folds
 that both methods have of method minus baseline.
 """
 
@@ -52,7 +52,8 @@ class Row:
             # A change laid over every stage is shown once.
             if not any(key.endswith(f".{other}") for other in self.changed)
         ]
-        extra = [self.preset, *shown]
+        precision = self.records[0].params.get("recipe", {}).get("precision", "32-true")
+        extra = [self.preset, *shown, *([precision] if precision != "32-true" else [])]
         return f"{self.method} ({', '.join(extra)})"
 
     @property
@@ -117,6 +118,7 @@ def collect(records: Iterable[Record]) -> list[Table]:
             "revision": record.revision,
             "split": record.split_digest,
             "labels": record.labels,
+            "protocol": record.scores.get("protocol"),
         }
         tables[digest(same)].append(record)
     return sorted((_table(group) for group in tables.values()), key=lambda table: table.title)
@@ -130,16 +132,16 @@ def _table(records: list[Record]) -> Table:
     rows = [_row(group) for group in groups.values()]
     for row in rows:
         row.against = {name: _against(row, _baseline(name, row, rows)) for name in BASELINES}
-    everything = set().union(*(row.runs for row in rows))
-    fair = [row for row in rows if row.runs == everything and row.values["auc"]]
+    shared = _shared_runs(rows)
+    fair = [row for row in rows if row.runs == shared and row.values["auc"]]
     ranked = sorted(fair, key=_auc, reverse=True)
     for place, row in enumerate(ranked, start=1):
         row.rank = place
     rest = [row for row in rows if row.rank is None]
     first = records[0]
-    warnings = {text for record in records for text in record.warnings}
+    warnings = _warnings(records)
     if ranked and not ranked[0].complete:
-        folds = ", ".join(str(fold) for fold in sorted({fold for fold, _ in everything}))
+        folds = ", ".join(str(fold) for fold in sorted({fold for fold, _ in shared}))
         warnings.add(f"preliminary: ranked on fold {folds} of {first.folds} folds")
     return Table(
         dataset=first.dataset,
@@ -151,6 +153,24 @@ def _table(records: list[Record]) -> Table:
         floor=first.scores["macro"].get("floor") or {},
         warnings=sorted(warnings),
     )
+
+
+def _warnings(records: list[Record]) -> set[str]:
+    """What the records warn of; with the method's name where not all say so."""
+    said: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        for text in record.warnings:
+            said[text].add(record.method)
+    methods = {record.method for record in records}
+    return {
+        text if who == methods else f"{', '.join(sorted(who))}: {text}" for text, who in said.items()
+    }
+
+
+def _shared_runs(rows: list[Row]) -> frozenset[Fold]:
+    """The folds and seeds that most rows have; the larger set where two are equally common."""
+    sets = [frozenset(row.runs) for row in rows]
+    return max(sets, key=lambda runs: (sets.count(runs), len(runs), sorted(runs)))
 
 
 def _auc(row: Row) -> float:
@@ -191,10 +211,17 @@ def _value(values: dict[Fold, float], interval: tuple[float, float] | None = Non
 
 
 def _baseline(name: str, row: Row, rows: list[Row]) -> Row | None:
-    """The baseline's row with the preset and, if there is one, the changes of this row."""
-    found = [r for r in rows if r.method == name and r.preset == row.preset]
-    found.sort(key=lambda r: (r.changed == row.changed, -len(r.changed), r.records[-1].created))
-    return found[-1] if found else None
+    """The newest row of a baseline with this row's preset and budget; None when there is none."""
+    same = [
+        r for r in rows
+        if (r.method, r.preset) == (name, row.preset) and _budget(r) == _budget(row)
+    ]  # fmt: skip
+    return max(same, key=lambda r: r.records[-1].created, default=None)
+
+
+def _budget(row: Row) -> dict[str, Any]:
+    """What was changed for every method of a sweep alike."""
+    return {key: value for key, value in row.changed.items() if key.startswith("recipe.")}
 
 
 def _against(row: Row, baseline: Row | None) -> Value | None:

@@ -6,6 +6,7 @@ images, the same as the DenseNet121 baseline and shared with it; (2) the autoenc
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from cxrbench.core.spec import Augment, MethodParams, Recipe
 from cxrbench.core.stage import DataView, Stage, fit
-from cxrbench.methods.base import Batch, Classifier, Method, State
+from cxrbench.methods.base import Batch, Classifier, Method, weights_in
 from cxrbench.methods.densenet121 import (
     BL5,
     QUICK,
@@ -81,9 +82,10 @@ class AECNNParams(MethodParams):
     """Stage 3, and the parameters of the two trainings that it starts from."""
 
     backbone: str = "densenet121"
+    pretrained: str = "imagenet"  # what stage 1 starts from
     bce_weight: float = Field(0.9, ge=0, le=1)  # lambda; the reconstruction has 1 - lambda
     clip_code: bool = True
-    classifier: BackboneParams = BackboneParams()
+    classifier: MethodParams = MethodParams(recipe=BL5)
     autoencoder: AutoencoderParams = AutoencoderParams()
     recipe: Recipe = BL5.model_copy(
         update={
@@ -113,7 +115,8 @@ class AECNN(Classifier):
             "recipe": TUNED.model_dump(),
         },
         "quick": {
-            "classifier": {"pretrained": "none", "recipe": QUICK.model_dump()},
+            "pretrained": "none",
+            "classifier": {"recipe": QUICK.model_dump()},
             "autoencoder": {
                 "patch": 64,
                 "clip_code": True,
@@ -141,14 +144,21 @@ class AECNN(Classifier):
         super().__init__(params, labels)
         self.autoencoder = Autoencoder(clip_code=params.clip_code)
         # Its weights come from stage 1, so nothing else is loaded here.
-        start = params.classifier.model_copy(update={"backbone": params.backbone})
-        start = BackboneClassifier.without_weights(start)
+        start = BackboneClassifier.without_weights(self.start(params))
         self.classifier = BackboneClassifier(start, labels)
+
+    @staticmethod
+    def start(params: AECNNParams) -> BackboneParams:
+        """The parameters of stage 1."""
+        return BackboneParams(
+            backbone=params.backbone,
+            pretrained=params.pretrained,
+            recipe=params.classifier.recipe,
+        )
 
     @classmethod
     def stages(cls, data: DataView, params: AECNNParams) -> Stage:
-        start = params.classifier.model_copy(update={"backbone": params.backbone})
-        classifier = fit(DenseNet121, data, start)  # the same digest as the baseline's
+        classifier = fit(DenseNet121, data, cls.start(params))  # the same digest as the baseline's
         autoencoder = fit(PatchAutoencoder, data, params.autoencoder)
         return fit(cls, data, params, classifier=classifier, autoencoder=autoencoder)
 
@@ -156,9 +166,11 @@ class AECNN(Classifier):
     def image_size(cls, params: AECNNParams) -> tuple[int, int]:
         return SCALE * params.recipe.load, SCALE * params.recipe.size
 
-    def receive(self, inputs: Mapping[str, State]) -> None:
-        load_whole(self.classifier, inputs["classifier"], source="stage 1")
-        load_whole(self.autoencoder, _below("autoencoder", inputs["autoencoder"]), source="stage 2")
+    def receive(self, inputs: Mapping[str, Path]) -> None:
+        load_whole(self.classifier, weights_in(inputs["classifier"]), source="stage 1")
+        alone = weights_in(inputs["autoencoder"])
+        code = {name.removeprefix("autoencoder."): tensor for name, tensor in alone.items()}
+        load_whole(self.autoencoder, code, source="stage 2")
 
     def forward(self, image: Tensor) -> Tensor:
         """Images [B, 1, 4S, 4S] in [0, 1] to logits [B, K]."""
@@ -172,7 +184,3 @@ class AECNN(Classifier):
         mse = reconstruction_mse(reconstruction, image)
         share = self.params.bce_weight
         return {"loss": share * bce + (1 - share) * mse, "bce": bce.detach(), "mse": mse.detach()}
-
-
-def _below(prefix: str, state: State) -> State:
-    return {name.removeprefix(f"{prefix}."): value for name, value in state.items()}

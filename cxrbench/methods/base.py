@@ -4,6 +4,7 @@ Shapes: B batch, S side, K labels.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
 import lightning as L
@@ -16,10 +17,8 @@ from cxrbench.core.spec import MethodParams, Preset
 from cxrbench.core.stage import DataView, Stage, fit
 from cxrbench.methods.optimisers import build_optimiser
 from cxrbench.metrics.classification import roc_auc
-from cxrbench.nn.backbones import to_unit
+from cxrbench.nn.backbones import read_weights, to_unit
 from cxrbench.nn.losses import masked_bce
-
-State = dict[str, Tensor]
 
 
 class Batch(TypedDict):
@@ -30,6 +29,11 @@ class Batch(TypedDict):
     target: Tensor
     known: Tensor
     row: Tensor
+
+
+def weights_in(folder: Path) -> dict[str, Tensor]:
+    """The tensors that a training left."""
+    return read_weights(folder / "model.safetensors")
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,8 +99,11 @@ class Method(L.LightningModule):
         """The validation metric that chooses the epoch."""
         return self.params.recipe.select
 
-    def receive(self, inputs: Mapping[str, State]) -> None:
-        """Take the weights of earlier stages, by the names that `stages` gave them."""
+    def receive(self, inputs: Mapping[str, Path]) -> None:
+        """Take what earlier stages left: their folders, by the names that `stages` gave them.
+
+        A training left `model.safetensors` (see `weights_in`).
+        """
         if inputs:
             raise NotImplementedError(f"{self.name} is given {list(inputs)} but takes nothing")
 

@@ -15,6 +15,7 @@ ROCHA = Recipe(
     size=512,
     load=512,
     augment=Augment(rotate=5, shear=3),
+    sampler="balanced",
     train_view="resize",
     validation_view="whole",
     test_view="whole",

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from cxrbench.core.digest import digest_file
 from cxrbench.core.errors import ConfigError, DataError, MissingInputError
 from cxrbench.core.nearest import nearest
+from cxrbench.core.store import Store
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HEADS = {"densenet121": "classifier", "vgg16": "classifier.6"}  # the last linear layer
 State = dict[str, Tensor]
+STORED = "sha256:"
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,17 @@ def build_backbone(name: str, outputs: int, pretrained: str) -> tuple[nn.Module,
     if pretrained == "imagenet":
         state, source, sha = _imagenet(name), "imagenet", None
     else:
-        path = Path(pretrained).expanduser()
+        path = stored_weights(pretrained) or Path(pretrained).expanduser()
         state, source, sha = read_weights(path), path.name, digest_file(path)
     new = load_whole(net, state, source=f"pretrained={pretrained}", replaceable=heads)
     return net, Weights(source, sha, new)
+
+
+def stored_weights(name: str) -> Path | None:
+    """The file behind a `sha256:...` name, which a plan gives to a file of weights."""
+    if not name.startswith(STORED):
+        return None
+    return Store.default().root / "weights" / name.removeprefix(STORED)
 
 
 def _imagenet(name: str) -> State:

@@ -9,6 +9,7 @@ from cxrbench.core.errors import ConfigError, UsageError
 from cxrbench.core.nearest import nearest
 from cxrbench.core.registry import Registry, normalise
 from cxrbench.core.spec import BenchSpec, Execution, MethodEntry
+from cxrbench.core.stage import Stage
 from cxrbench.core.store import Store
 from cxrbench.core.yamlfile import read_yaml
 from cxrbench.runner.bind import Progress
@@ -67,10 +68,17 @@ def plan_bench(
     store.check_writable()
     precision = auto_precision(accelerator)
     plan = make_plan(spec, registry, store, precision=precision, progress=progress)
+    if accelerator == "cpu" and any(_precision(s) == "16-mixed" for s in plan.graph.values()):
+        raise UsageError("precision 16-mixed needs a GPU; use 32-true, or bf16-mixed to try it out")
     if plan.leaks:
         raise ConfigError("the plan leaks test patients into training; nothing was run:\n  "
                           + "\n  ".join(plan.leaks))  # fmt: skip
     return plan
+
+
+def _precision(stage: Stage) -> str | None:
+    recipe = stage.params.get("recipe")
+    return recipe.get("precision") if isinstance(recipe, dict) else None
 
 
 def run_bench(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cxrbench.core.digest import digest, package_digest
+from cxrbench.core.digest import PACKAGE, digest, package_digest
 from cxrbench.core.errors import ConfigError, UsageError
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.registry import Registry
@@ -101,7 +101,9 @@ def bind(
     key = _cache_key(registry, entry.name, root, params, split, store)
     cached = store.root / "cache" / f"binding-{key[:16]}.json"
     if cached.is_file():
-        return Binding.parse(read_json(cached), where=str(cached))
+        known = read_json(cached)
+        if known["sources"] == _stamps(known["sources"]):
+            return Binding.parse(known["binding"], where=str(cached))
     cls = registry.load("datasets", name)
     opened = open_dataset(cls, root, params, split, store, progress)
     from cxrbench.data.splits import describe
@@ -130,8 +132,26 @@ def bind(
             "warnings": list(counts["warnings"]),
         },
     )
-    write_json(cached, binding.model_dump(mode="json"))
+    # Opening may have written the split, which the key depends on.
+    key = _cache_key(registry, entry.name, root, params, split, store)
+    sources = _stamps({str(path): None for path in opened.index.sources})
+    write_json(
+        store.root / "cache" / f"binding-{key[:16]}.json",
+        {"binding": binding.model_dump(mode="json"), "sources": sources},
+    )
     return binding
+
+
+def _stamps(paths: dict[str, Any]) -> dict[str, Any]:
+    """Size and time of files; None for those that are gone."""
+    stamps: dict[str, Any] = {}
+    for path in paths:
+        try:
+            info = Path(path).stat()
+            stamps[path] = [info.st_size, info.st_mtime_ns]
+        except OSError:
+            stamps[path] = None
+    return stamps
 
 
 def _cache_key(
@@ -143,13 +163,17 @@ def _cache_key(
     store: Store,
 ) -> str:
     resolved = root.expanduser().resolve() if root else None
+    tree = resolved.parent if resolved and resolved.is_file() else resolved
+    splits = [PACKAGE / "data_splits" / name, PACKAGE.parent / "data_splits" / name]
+    splits += sorted(store.root.glob(f"splits/{name}-*"))
     return digest(
         {
             "code": package_digest(),
             "plugins": registry.fingerprint(),
             "dataset": name,
             "root": str(resolved),
-            "tree": tree_fingerprint(resolved) if resolved and resolved.exists() else None,
+            "tree": tree_fingerprint(tree) if tree and tree.exists() else None,
+            "splits": [tree_fingerprint(folder) for folder in splits if folder.is_dir()],
             "params": params,
             "split": split,
             "store": str(store.root),

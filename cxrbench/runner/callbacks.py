@@ -156,10 +156,11 @@ class KeepBest(Callback):
         return self.path
 
     def forget_others(self) -> None:
-        """Remove weights that the saved state no longer names."""
-        for old in self.folder.glob("best-*.safetensors"):
-            if old != self.path:
-                old.unlink(missing_ok=True)
+        """Remove weights that neither the saved state nor the one before it names."""
+        files = self.folder.glob("best-*.safetensors")
+        older = sorted((f for f in files if f != self.path), key=lambda f: f.stat().st_mtime)
+        for old in older[:-1]:
+            old.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "value": self.value}
@@ -192,20 +193,32 @@ class SaveState(Callback):
         self.steps, self.seconds = steps, seconds
         self._saved_at = time.monotonic()
         self._asked = False
+        self._handlers: dict[signal.Signals, signal.Handlers] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
         self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            self._handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), signal.SIG_DFL)
+            for number in self._handlers:
                 signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: Any) -> None:
         self._asked = True
-        signal.signal(number, signal.SIG_DFL)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def teardown(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
+        self._restore()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # Gradients that are still being added up are no part of a state.
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
         asked = self._agreed(trainer, self._asked)
         if batch_idx + 1 == trainer.num_training_batches and not asked:
             return  # the epoch's end saves
@@ -252,7 +265,11 @@ class Pulse(Callback):
         self._written = 0.0
         self.images = 0
         self.seconds = 0.0
-        self._epoch_start = 0.0
+        self._started = self._epoch_start = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
+        # An epoch that is gone on with in its middle has no start of its own.
+        self._epoch_start = time.monotonic()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Module) -> None:
         self._epoch_start = time.monotonic()
@@ -273,4 +290,5 @@ class Pulse(Callback):
             self._written = now
             total = int(trainer.num_training_batches) * int(trainer.max_epochs or 1)
             done = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
-            self.path.write_text(json.dumps({"done": done, "of": total}))
+            seconds = now - self._started
+            self.path.write_text(json.dumps({"done": done, "of": total, "seconds": seconds}))

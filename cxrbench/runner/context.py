@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cxrbench.core.digest import digest
 from cxrbench.core.errors import DataError
 from cxrbench.core.registry import Registry
 from cxrbench.core.spec import Execution
@@ -47,15 +48,16 @@ class Context:
 
     def open(self, view: DataView) -> Opened:
         """The data set of a view; refused when it is no longer what was planned with."""
-        key = f"{view.dataset} {view.revision} {view.split}"
+        key = digest([view.dataset, view.revision, view.split, dict(view.params)])
         if key not in self._opened:
             cls = self.registry.load("datasets", view.dataset)
             root = self.roots.get(view.dataset)
             opened = open_dataset(cls, root, dict(view.params), view.split, self.store)
-            if opened.revision != view.revision:
+            now = (opened.revision, opened.split.digest(opened.index))
+            if now != (view.revision, view.split_digest):
                 raise DataError(
-                    f"{view.dataset}: the files in {root} have changed since the plan was made; "
-                    f"run the same command again"
+                    f"{view.dataset}: the images, labels or split in {root} have changed since the plan "
+                    f"was made; run the same command again"
                 )
             self._opened[key] = opened
         return self._opened[key]
@@ -94,7 +96,7 @@ class Context:
 
 def _drawn_by(view: DataView) -> dict[str, Any]:
     """What decides the pixels besides the files' content: the reader and its options."""
-    return {"dataset": view.dataset, "version": view.version, "revision": view.revision}
+    return {"dataset": view.dataset, "version": view.version, "params": dict(view.params)}
 
 
 def _report(done: int, of: int) -> None:

@@ -25,7 +25,8 @@ def auto_precision(accelerator: str) -> str:
         return "32-true"
     import torch
 
-    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if native else "16-mixed"
 
 
 def choose(
@@ -66,6 +67,10 @@ def choose(
         raise UsageError(
             f"{count} GPUs are asked for, but this machine has {have} that torch can use; pass {instead}"
             f" or --devices {count} --accelerator cpu ({count} CPU processes)"
+        )
+    if slots * count > found:
+        raise UsageError(
+            f"--slots {slots} of {count} GPUs each need more than the {found} GPUs here"
         )
     default = min(8, max(1, cores // max(1, found)))
     return Execution(

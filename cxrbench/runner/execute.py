@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from cxrbench.core.contract import Computation, Transformation
@@ -11,12 +12,24 @@ from cxrbench.core.registry import load_target
 from cxrbench.core.stage import Stage
 from cxrbench.data.module import CxrDataModule
 from cxrbench.methods.base import Method
-from cxrbench.nn.backbones import read_weights
 from cxrbench.runner.context import Context
 from cxrbench.runner.predict import predict_parts
 from cxrbench.runner.training import load_module, train
 
 CHUNK = 64  # images that a transform is given at once
+
+
+class ChosenImages:
+    """Rows of a memory map as uint8 [N, S, S]: a slice reads only its own images."""
+
+    def __init__(self, pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> None:
+        self._pixels, self._rows = pixels, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: Any) -> npt.NDArray[np.uint8]:
+        return np.asarray(self._pixels[self._rows[place]])
 
 
 def device_of(context: Context) -> str:
@@ -46,10 +59,7 @@ def data_module(stage: Stage, context: Context) -> tuple[CxrDataModule, list[str
 def run_fit(stage: Stage, context: Context, work: Path) -> None:
     """Train; in a process group every rank runs this."""
     data, _ = data_module(stage, context)
-    inputs = {
-        name: read_weights(context.artefact(parent) / "model.safetensors")
-        for name, parent in stage.inputs.items()
-    }
+    inputs = {name: context.artefact(parent) for name, parent in stage.inputs.items()}
     train(stage, data, inputs, work, context.execution, context.store.root)
 
 
@@ -71,7 +81,8 @@ def run_compute(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     rows = np.flatnonzero(keep)
     inputs = {name: context.artefact(parent) for name, parent in stage.inputs.items()}
     targets = material.opened.index.targets[rows]
-    return computation.compute(material.pixels[rows], targets, inputs, out, stage.seed)
+    chosen = ChosenImages(material.pixels, rows)
+    return computation.compute(chosen, targets, inputs, out, stage.seed)
 
 
 def run_transform(stage: Stage, context: Context, out: Path) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from cxrbench.core.provenance import collect_provenance, utc_now
-from cxrbench.core.record import Record, StageRecord, write_record
+from cxrbench.core.record import RETRACTED, Record, StageRecord, write_record
 from cxrbench.core.store import Store, read_json
-from cxrbench.runner.plan import Plan, PlannedRun
+from cxrbench.runner.plan import Plan, PlannedRun, binding_key
 
 DROP = 0.02  # a validation AUC this far above the test AUC is worth a warning
 
@@ -38,14 +38,15 @@ def write_records(
 def find_records(store: Store, run: PlannedRun) -> list[Path]:
     """The records of a run in this store."""
     folder = store.root / "records" / run.dataset / run.method
-    found = folder.glob(f"{run.final[:16]}-*.json")
-    return sorted(path for path in found if not path.name.endswith(".retracted.json"))
+    found = sorted(folder.glob(f"{run.final[:16]}-*.json"))
+    kept = [path for path in found if not path.name.endswith(RETRACTED)]
+    return [path for path in kept if not path.with_name(path.stem + RETRACTED).exists()]
 
 
 def _record(plan: Plan, run: PlannedRun, store: Store) -> Record:
     final = plan.graph[run.final]
     view = final.data
-    binding = plan.bindings[f"{view.dataset}/{view.split}/{view.split_digest}"]
+    binding = plan.bindings[binding_key(view)]
     stages = [_stage_record(stage.key, store) for stage in plan.stages_of(run).values()]
     scores = read_json(store.artefact(final.key) / "scores.json")
     return Record(
@@ -89,9 +90,11 @@ def _cost(stages: list[StageRecord]) -> dict[str, Any]:
     """What the run would cost alone: shared stages count in full."""
     fits = [s for s in stages if s.kind == "fit"]
     predicts = [s for s in stages if s.kind == "predict"]
-    memory = [
-        s.cost.get("peak_gpu_memory_bytes") or s.cost.get("peak_memory_bytes") or 0 for s in stages
+    on_gpu = [
+        s.facts.get("peak_gpu_memory_bytes") or s.cost.get("peak_gpu_memory_bytes") or 0
+        for s in stages
     ]
+    memory = on_gpu if any(on_gpu) else [s.cost.get("peak_memory_bytes") or 0 for s in stages]
     return {
         "device": fits[-1].cost.get("device") if fits else "cpu",
         "gpu": fits[-1].cost.get("gpu") if fits else None,

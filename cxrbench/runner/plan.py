@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cxrbench.core.digest import digest, package_digest
-from cxrbench.core.errors import ConfigError
+from cxrbench.core.digest import digest, digest_file, package_digest
+from cxrbench.core.errors import ConfigError, MissingInputError
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.registry import Registry
 from cxrbench.core.spec import BenchSpec, DatasetEntry, MethodEntry
-from cxrbench.core.stage import Stage, find_leaks, predict, score
-from cxrbench.core.store import Store, read_json, write_json
+from cxrbench.core.stage import DataView, Stage, find_leaks, predict, score
+from cxrbench.core.store import Store, read_json, write_atomic, write_json
 from cxrbench.runner.bind import Binding, Progress, bind
 from cxrbench.runner.graph import Graph, from_json, graph_of, to_json
 
@@ -123,7 +123,7 @@ def make_plan(
     for method in methods:
         cls = registry.load("methods", method.name)
         for binding, entry in zip(bindings, spec.datasets, strict=True):
-            for run, stage in _runs_of(cls, method, spec, binding, entry, precision):
+            for run, stage in _runs_of(cls, method, spec, binding, entry, precision, store):
                 runs.append(run)
                 finals.append(stage)
                 leaks += [f"{run.method} fold {run.fold}: {leak}" for leak in find_leaks(stage)]
@@ -139,7 +139,14 @@ def make_plan(
 
 
 def _by_name(bindings: list[Binding]) -> dict[str, Binding]:
-    return {f"{b.dataset}/{b.split}/{b.split_digest}": b for b in bindings}
+    return {binding_key(binding): binding for binding in bindings}
+
+
+def binding_key(source: Binding | DataView) -> str:
+    """What tells two data sets of a plan apart."""
+    return (
+        f"{source.dataset}/{source.split}/{source.split_digest}/{digest(dict(source.params))[:16]}"
+    )
 
 
 def _read_plan(
@@ -164,12 +171,14 @@ def _runs_of(
     binding: Binding,
     entry: DatasetEntry,
     precision: str,
+    store: Store,
 ) -> Iterator[tuple[PlannedRun, Stage]]:
     preset = method.preset or spec.preset
     where = f"method {cls.name}"
     asked = cls.resolve(preset, method.params, spec.recipe, where=where)
     plain = cls.resolve(preset, {}, {}, where=where)
-    params = cls.Params.parse(_with_precision(asked.model_dump(), precision), where=where)
+    tree = _with_stored_weights(_with_precision(asked.model_dump(), precision), store, where)
+    params = cls.Params.parse(tree, where=where)
     for fold in entry.folds if entry.folds is not None else range(binding.folds):
         for seed in spec.seeds:
             view = binding.view(fold=fold, seed=seed, skip_unreadable=spec.skip_unreadable)
@@ -205,6 +214,38 @@ def _with_precision(tree: dict[str, Any], precision: str) -> dict[str, Any]:
         else:
             resolved[key] = precision if key == "precision" and value == "auto" else value
     return resolved
+
+
+def _with_stored_weights(tree: dict[str, Any], store: Store, where: str) -> dict[str, Any]:
+    """Files of initial weights named by their content, and kept in the store under that name.
+
+    So the identity of a training holds what it starts from, not where that lay.
+    """
+    stored: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            stored[key] = _with_stored_weights(value, store, where)
+        elif key == "pretrained" and isinstance(value, str) and _is_file_name(value):
+            stored[key] = _keep_weights(Path(value).expanduser(), store, where)
+        else:
+            stored[key] = value
+    return stored
+
+
+def _is_file_name(value: str) -> bool:
+    return value not in ("imagenet", "none") and not value.startswith("sha256:")
+
+
+def _keep_weights(path: Path, store: Store, where: str) -> str:
+    if not path.is_file():
+        raise MissingInputError(
+            f"{where}: pretrained: {path} is no file; give imagenet, none or a file of weights"
+        )
+    name = f"{digest_file(path)}{path.suffix}"
+    kept = store.folder("weights") / name
+    if not kept.is_file():
+        write_atomic(kept, path.read_bytes())
+    return f"sha256:{name}"
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, Any]:

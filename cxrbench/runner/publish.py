@@ -34,7 +34,8 @@ def publish(store: Store, target: Path, *, dataset: str, methods: list[str]) -> 
     """Copy records to `target/<dataset>/<method>/`; DataError lists every objection."""
     records, _ = read_records(store.root / "records")
     groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
-    for record in records:
+    newest = {r.final: r for r in sorted(records, key=lambda r: r.created)}
+    for record in newest.values():
         if record.dataset == dataset and (not methods or record.method in methods):
             key = (
                 record.method,

@@ -41,7 +41,7 @@ RENDEZVOUS = timedelta(minutes=5)  # how long a rank waits for a silent one
 TRAINED = "trained"  # the folder in which a finished training leaves its files
 
 
-def build_module(stage: Stage, inputs: dict[str, Any]) -> Method:
+def build_module(stage: Stage, inputs: dict[str, Path]) -> Method:
     """The module of a fit stage with its initial weights: a function of the stage's seed."""
     cls = load_target(stage.target)
     params = cls.Params.parse(dict(stage.params), where=stage.key)
@@ -92,6 +92,7 @@ def make_trainer(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
+        sync_batchnorm=recipe.sync_batchnorm and execution.devices > 1,
         default_root_dir=root,
     )
 
@@ -99,7 +100,7 @@ def make_trainer(
 def train(
     stage: Stage,
     data: CxrDataModule,
-    inputs: dict[str, Any],
+    inputs: dict[str, Path],
     work: Path,
     execution: Execution,
     logs: Path,
@@ -147,6 +148,9 @@ def train(
             "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
             "weights": module.weights_source(),
             "precision": recipe.precision,
+            "peak_gpu_memory_bytes": (
+                torch.cuda.max_memory_allocated() if execution.accelerator == "gpu" else None
+            ),
             "data": data.facts(),
         }
         _leave(work, best.write(), history.rows, facts)

@@ -5,6 +5,8 @@ Success is the artefact that was published, never an exit code. A failure leaves
 hold the stage's lock too, so that work that outlives a killed parent is never done twice at once.
 """
 
+import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -23,7 +25,7 @@ from cxrbench.core.provenance import collect_provenance
 from cxrbench.core.registry import Registry, load_target
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
-from cxrbench.core.store import Store, write_json
+from cxrbench.core.store import HOME_VARIABLE, Store, write_json
 from cxrbench.runner.graph import Graph, from_json
 from cxrbench.runner.tracking import log_summary
 
@@ -64,6 +66,7 @@ def build_stage(job: Job, stage: Stage, context: Any) -> None:
             return
         started, cpu = time.monotonic(), time.process_time()
         work = job.store.partial(stage.key)
+        spent = _spent_before(work)
         if stage.kind == "fit":
             _fit(job, stage, context, work, lock.descriptor)
         with job.store.building(stage.key) as out:
@@ -75,7 +78,12 @@ def build_stage(job: Job, stage: Stage, context: Any) -> None:
                 "version": stage.version,
                 "source": _source(stage),
                 "facts": facts,
-                "cost": _cost(job.execution, time.monotonic() - started, time.process_time() - cpu),
+                "cost": _cost(
+                    stage,
+                    job.execution,
+                    spent + time.monotonic() - started,
+                    time.process_time() - cpu,
+                ),
                 "execution": job.execution.model_dump(mode="json"),
                 "provenance": collect_provenance(),
             }
@@ -88,6 +96,21 @@ def build_stage(job: Job, stage: Stage, context: Any) -> None:
         failure_path(job.store, stage).unlink(missing_ok=True)
     finally:
         lock.release()
+
+
+def _spent_before(work: Path) -> float:
+    """Seconds that interrupted tries of this training took, as far as they noted it."""
+    note, pulse = work / "spent.json", work / "progress.json"
+    spent = 0.0
+    for path in (note, pulse):
+        try:
+            spent += float(json.loads(path.read_text())["seconds"])
+        except (OSError, ValueError, KeyError):
+            continue
+    if pulse.is_file():
+        write_json(note, {"seconds": spent})
+        pulse.unlink()
+    return spent
 
 
 def _source(stage: Stage) -> str | None:
@@ -127,31 +150,53 @@ def _fit(job: Job, stage: Stage, context: Any, work: Path, lock: int) -> None:
         "--nproc-per-node", str(job.execution.devices),
         "-m", "cxrbench.runner.worker", str(job.path), "--rank-of", stage.digest,
     ]  # fmt: skip
-    group = subprocess.Popen(command, pass_fds=(lock,))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: group.send_signal(signal.SIGTERM))
-    group.wait()
+    blocked = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # none between the start and the handlers
+    group = subprocess.Popen(
+        command,
+        pass_fds=(lock,),
+        preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked),
+    )
+    before = {n: signal.signal(n, lambda *_: group.send_signal(signal.SIGTERM)) for n in blocked}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+    try:
+        group.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if (work / "trained" / "facts.json").is_file():
         return
     if (work / "interrupted").exists():
         (work / "interrupted").unlink()
         raise InterruptedRunError("asked to stop; the training state is saved")
-    raise CxrbenchError(
-        _first_failure(work) or f"a process of the training ended with {group.returncode}"
+    raise _first_failure(work) or CxrbenchError(
+        f"a process of the training ended with {group.returncode}"
     )
 
 
-def _first_failure(work: Path) -> str | None:
+def _first_failure(work: Path) -> CxrbenchError | None:
     """The error of the rank that failed first: the others only report its absence."""
-    found = sorted(work.glob("rank-*.failure.txt"), key=lambda path: path.stat().st_mtime)
-    text = found[0].read_text() if found else None
+    found = sorted(work.glob("rank-*.failure.json"), key=lambda path: path.stat().st_mtime)
+    values = [json.loads(path.read_text()) for path in found]
     for path in found:
         path.unlink()
-    return text
+    if not values:
+        return None
+    error = CxrbenchError(f"rank {values[0]['rank']}: {values[0]['error']}")
+    error.exit_code = int(values[0]["exit_code"])
+    return error
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this rank when its launcher is gone; it must not train on unseen."""
+    set_death_signal = 1
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
 def run_rank(job: Job, digest: str) -> int:
     """One process of a training on several devices."""
+    _die_with_parent()
     from cxrbench.runner.execute import run_fit
 
     stage = job.graph[digest]
@@ -164,21 +209,31 @@ def run_rank(job: Job, digest: str) -> int:
     except Exception as error:
         traceback.print_exc()
         rank = os.environ.get("RANK", "0")
-        (work / f"rank-{rank}.failure.txt").write_text(f"rank {rank}: {_message(error)}")
-        return 1
+        code = error.exit_code if isinstance(error, CxrbenchError) else 1
+        value = {"rank": rank, "error": _message(error), "exit_code": code}
+        write_json(work / f"rank-{rank}.failure.json", value)
+        return code
     return 0
 
 
-def _cost(execution: Execution, wall: float, cpu: float) -> dict[str, Any]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    cost: dict[str, Any] = {"seconds": wall, "cpu_seconds": cpu, "peak_memory_bytes": peak}
-    cost["device"] = execution.accelerator
-    cost["device_seconds"] = wall * execution.devices
-    if execution.accelerator == "gpu":
+def _cost(stage: Stage, execution: Execution, wall: float, cpu: float) -> dict[str, Any]:
+    """Time and memory; `device_seconds` counts every device of a training, one of a prediction."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    peak = max(resource.getrusage(who).ru_maxrss for who in whose) * 1024
+    devices = {"fit": execution.devices, "score": 0}.get(stage.kind, 1)
+    cost: dict[str, Any] = {
+        "seconds": wall,
+        "cpu_seconds": cpu,
+        "peak_memory_bytes": peak,
+        "device": execution.accelerator,
+        "device_seconds": wall * devices,
+    }
+    if execution.accelerator == "gpu" and devices:
         import torch
 
         cost["gpu"] = torch.cuda.get_device_name()
-        cost["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+        if stage.kind != "fit":  # a training notes its own, in the process that trained
+            cost["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
     return cost
 
 
@@ -197,6 +252,7 @@ def main(words: list[str]) -> int:
     """Build the stages of a job; returns an exit code for people, not for the scheduler."""
     job = Job(Path(words[0]))
     _threads(job.execution)
+    os.environ[HOME_VARIABLE] = str(job.store.root)
     if "--rank-of" in words:
         return run_rank(job, words[words.index("--rank-of") + 1])
     context = job.context()
