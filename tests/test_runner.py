@@ -181,3 +181,34 @@ def test_yaml_typo_names_key_and_nearest(tmp_path: Path, typo: str) -> None:
     done = cli(tmp_path / "store", "plan", spec, "--plugin", SMALL)
     assert done.returncode == 78
     assert {"epoch: 3": "epochs", "optimiser: adam": "optimizer"}[typo] in done.stderr
+
+
+def test_interrupted_sweep_saves_and_goes_on(tmp_path: Path) -> None:
+    import os
+    import signal
+    import time
+
+    spec = tmp_path / "long.yaml"
+    spec.write_text(
+        "name: long\npreset: quick\nmethods: [small]\nrecipe: {epochs: 40}\n"
+        "datasets: [{name: phantom, split: holdout, params: {images: 150}}]\n"
+    )
+    home = tmp_path / "store"
+    words = ["bench", spec, "--plugin", SMALL, "--gpus", "0"]
+    environment = {**os.environ, "CXRBENCH_HOME": str(home), "WANDB_MODE": "disabled"}
+    command = [sys.executable, "-m", "cxrbench", *map(str, words)]
+    sweep = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while not list(home.glob("partial/fit-*/progress.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    sweep.send_signal(signal.SIGINT)
+    _, errors = sweep.communicate(timeout=200)
+    assert sweep.returncode == 130, errors
+    assert "the same command goes on" in errors and "FAILED" not in errors
+    assert list(home.glob("partial/fit-*/states/state.json"))
+    done = cli(home, *words)
+    assert done.returncode == 0, done.stderr
+    log = next(home.glob("jobs/*.log")).read_text()
+    assert "resuming from state-" in log
+    (record,) = read_records(home / "records")[0]
+    assert record.stages[0].facts["epochs"] == 40

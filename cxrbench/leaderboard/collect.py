@@ -163,7 +163,8 @@ def _warnings(records: list[Record]) -> set[str]:
             said[text].add(record.method)
     methods = {record.method for record in records}
     return {
-        text if who == methods else f"{', '.join(sorted(who))}: {text}" for text, who in said.items()
+        text if who == methods else f"{', '.join(sorted(who))}: {text}"
+        for text, who in said.items()
     }
 
 

@@ -40,19 +40,16 @@ class Status:
     running: list[tuple[str, int, int]]  # stage key, steps done, steps in all
 
 
-class _Stopped(Exception):
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
 @contextmanager
-def _signals() -> Iterator[None]:
-    def stop(number: int, frame: Any) -> None:
-        raise _Stopped(number)
-
-    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+def _signals() -> Iterator[list[int]]:
+    """The stop signals that have come; while this lasts they only ask."""
+    caught: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        yield
+        yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -73,15 +70,14 @@ def run_plan(
     `scored` is called with the digest of each score as soon as it is there.
     """
     sweep = _Sweep(plan, store, registry, execution, tell, scored)
-    with _signals():
-        try:
-            while sweep.step():
-                show(sweep.status())
-                time.sleep(TICK)
-        except _Stopped as stopped:
-            sweep.outcome.interrupted = stopped.number
-            tell("stopping: the workers save their state ...")
-            sweep.engine.stop(list(sweep.running.values()))
+    with _signals() as caught:
+        while sweep.step() and not caught:
+            show(sweep.status())
+            time.sleep(TICK)
+        if caught:
+            sweep.outcome.interrupted = caught[0]
+            tell("stopping: the workers save their state; once more to stop at once")
+            sweep.engine.stop(list(sweep.running.values()), at_once=lambda: len(caught) > 1)
     sweep.collect()
     show(sweep.status())
     return sweep.outcome
@@ -188,7 +184,10 @@ class _Sweep:
                     if stage.kind == "score":
                         self.scored(stage.digest)
                 else:
-                    self._note_failure(stage, head, worker)
+                    if self.outcome.interrupted:
+                        self.tell(f"stopped {stage.key}")
+                    else:
+                        self._note_failure(stage, head, worker)
                     self.outcome.blocked += [s.digest for s in chain[place + 1 :]]
                     break
 

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,15 +58,18 @@ class LocalEngine:
         """Give a slot back."""
         self.free.append(running.slot)
 
-    def stop(self, workers: list[Running]) -> None:
-        """Ask workers to save and end; kill what has not after the grace time."""
+    def stop(self, workers: list[Running], *, at_once: Callable[[], bool]) -> None:
+        """Ask workers to save and end; kill what has not after the grace time, or when `at_once`."""
         for worker in workers:
             if not worker.ended():
                 worker.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
+        while time.monotonic() < deadline and not at_once():
+            if all(worker.ended() for worker in workers):
+                return
+            time.sleep(0.1)
         for worker in workers:
-            try:
-                worker.process.wait(GRACE)
-            except subprocess.TimeoutExpired:
+            if not worker.ended():
                 os.killpg(worker.process.pid, signal.SIGKILL)
                 worker.process.wait()
 
