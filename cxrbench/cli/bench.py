@@ -48,14 +48,14 @@ def _execution(
 
 def run(
     method: Annotated[str, typer.Option(help="What to train; see `cxrbench list methods`.")],
-    dataset: Annotated[str | None, typer.Option(help="[default: phantom]")] = None,
+    dataset: Annotated[str | None, typer.Option(help="(default: phantom)")] = None,
     data: common.Data = None,
-    split: Annotated[str, typer.Option(help="[default: the data set's first]")] = "",
+    split: Annotated[str, typer.Option(help="(default: the data set's first)")] = "",
     fold: Annotated[int, typer.Option(min=0)] = 0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     preset: Annotated[
         str | None,
-        typer.Option(help="paper, tuned or quick. [default: paper; quick on the phantom]"),
+        typer.Option(help="paper, tuned or quick. (default: paper; quick on the phantom)"),
     ] = None,
     gpus: common.Gpus = None,
     devices: common.Devices = None,
@@ -63,11 +63,14 @@ def run(
     workers: common.Workers = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="32-true, 16-mixed or bf16-mixed. [default: as the machine can]"),
+        typer.Option(help="32-true, 16-mixed or bf16-mixed. (default: as the machine can)"),
     ] = None,
     settings: common.Settings = [],  # noqa: B006 - typer copies it
     skip_unreadable: Annotated[
-        bool, typer.Option(help="Leave unreadable images out; the record says which.")
+        bool,
+        typer.Option(
+            "--skip-unreadable", help="Leave unreadable images out; the record says which."
+        ),
     ] = False,
     wandb: common.Wandb = None,
     mode: Annotated[str, typer.Option(help="missing, force or collect.")] = "missing",

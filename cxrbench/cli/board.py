@@ -38,10 +38,10 @@ def register(app: typer.Typer) -> None:
 
 def leaderboard(
     folder: Annotated[
-        Path | None, typer.Option("--records", help="Records to read. [default: the store's]")
+        Path | None, typer.Option("--records", help="Records to read. (default: the store's)")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where the files go. [default: the store's leaderboard/]")
+        Path | None, typer.Option(help="Where the files go. (default: the store's leaderboard/)")
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
     as_json: common.Json = False,

@@ -25,14 +25,14 @@ Settings = Annotated[
     typer.Option("--set", help="params.KEY=V, recipe.KEY=V (every stage) or data.KEY=V."),
 ]
 Gpus = Annotated[
-    int | None, typer.Option(min=0, help="GPUs for one training; 0 is the CPU. [default: 1 if any]")
+    int | None, typer.Option(min=0, help="GPUs for one training; 0 is the CPU. (default: 1 if any)")
 ]
 Devices = Annotated[int | None, typer.Option(min=1, help="Processes of one training.")]
 Accelerator = Annotated[str | None, typer.Option(help="cpu or gpu.")]
-Slots = Annotated[int, typer.Option(min=0, help="Stages at the same time. [default: one a GPU]")]
+Slots = Annotated[int, typer.Option(min=0, help="Stages at the same time. (default: one a GPU)")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Loader processes of one training.")]
 Wandb = Annotated[
-    str | None, typer.Option(help="online, offline or off. [default: online if logged in]")
+    str | None, typer.Option(help="online, offline or off. (default: online if logged in)")
 ]
 PLAIN_SECONDS = 30.0  # between progress lines when the output is not a terminal
 

@@ -10,7 +10,7 @@ from cxrbench.core.errors import DataError
 from cxrbench.core.store import Store
 
 Dataset = Annotated[str, typer.Option("--dataset", help="See `cxrbench list datasets`.")]
-Split = Annotated[str, typer.Option("--split", help="[default: the data set's first]")]
+Split = Annotated[str, typer.Option("--split", help="(default: the data set's first)")]
 NAMES_SHOWN = 3
 
 
