@@ -212,9 +212,10 @@ def _check_files(frame: pd.DataFrame, table: Path, root: Path) -> None:
         if not (root / path).is_file():
             missing.append(f"{path} ({at(frame, line)})")
     if missing:
+        every = "\n  ".join(missing)
         raise DataError(
-            f"{table}: {len(missing):,} of {len(frame):,} files are not below {root}: "
-            f"{some(missing, 10)}; add the files or remove their rows"
+            f"{table}: {len(missing):,} of {len(frame):,} files are not below {root}:\n  {every}\n"
+            f"add the files or remove their rows"
         )
 
 
