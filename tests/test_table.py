@@ -203,14 +203,14 @@ def test_links_inside_the_folder_are_followed(tmp_path):
     assert len(read(root)) == 2
 
 
-def test_missing_files_are_all_counted_and_ten_are_named(tmp_path):
+def test_missing_files_are_all_counted_and_named(tmp_path):
     rows = [*ROWS, *(f"gone{n:02d}.png,{n},1,0" for n in range(12))]
     with pytest.raises(DataError) as caught:
         read(make(tmp_path, rows=rows))
     message = str(caught.value)
     assert "12 of 16 files are not below" in message
-    assert "gone00.png (line 6)" in message and "gone09.png" in message
-    assert "gone10.png" not in message
+    assert "gone00.png (line 6)" in message
+    assert all(f"gone{n:02d}.png" in message for n in range(12))
 
 
 def test_given_splits_are_checked(tmp_path):
