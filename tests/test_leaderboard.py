@@ -422,5 +422,5 @@ def test_home_folders_and_names_are_taken_out(
     (path,) = publish(store, tmp_path / "out", dataset="kermany", methods=[])
     text = path.read_text()
     assert not re.search(r"alice|bob|carol|jdoe|/root/|/home/|/Users/", text)
-    assert "~/data/x.png" in text
+    assert ".../x.png" in text and "/data" not in text
     assert read_record(path).data_facts["images"] == 3

@@ -9,7 +9,9 @@ from cxrbench.core.errors import DataError
 from cxrbench.core.record import Record, read_records, write_record
 from cxrbench.core.store import Store
 
-HOME = re.compile(r"(/home/|/root/|/Users/)[^/\s]*")
+HOME = re.compile(r"/(?:home|Users)/[^/\s]*|/root(?=/|\s|$)")
+# An absolute path of some machine, but no address on the web: only its last part is published.
+ABSOLUTE = re.compile(r"(?<![\w./:~])~?/(?:[^/\s\"',]+/)*([^/\s\"',]+)")
 
 
 def objections(records: list[Record]) -> list[str]:
@@ -63,7 +65,7 @@ def publish(store: Store, target: Path, *, dataset: str, methods: list[str]) -> 
 
 
 def _redact(value: Any) -> Any:
-    """Home folders and user names taken out of every text."""
+    """Absolute paths, and with them home folders and user names, taken out of every text."""
     if isinstance(value, dict):
         return {key: _redact(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -71,4 +73,5 @@ def _redact(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     home = str(Path.home())
-    return HOME.sub("~", value.replace(home, "~") if len(home) > 1 else value)
+    plain = value.replace(home, "~") if len(home) > 1 else value
+    return ABSOLUTE.sub(r".../\1", HOME.sub("~", plain))
