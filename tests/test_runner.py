@@ -77,7 +77,7 @@ def test_a_failure_blocks_only_what_needs_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
     result = bench(
         store, [SMALL, STRIPED], Execution(threads=1, slots=2),
-        recipe={"epochs": 2, "schedule": "plateau", "select": "val_auc", "accumulate": 2},
+        recipe={"epochs": 2, "schedule": "plateau", "warmup_epochs": 0, "select": "val_auc", "accumulate": 2},
         methods=[{"name": "small-broken", "preset": "paper"}, "small"],
         datasets=[{"name": "striped", "path": str(Striped.fake(tmp_path / "films"))}],
     )  # fmt: skip

@@ -30,7 +30,7 @@ from cxrbench.nn.losses import masked_bce
 FLIPS = Augment(horizontal_flip=0.5, vertical_flip=0.5)
 # A thousand parameters want other steps than millions, and no decay.
 ALONE = {
-    "learning_rate": 1e-2,
+    "learning_rate": 3e-3,
     "weight_decay": 0.0,
     "select": "val_loss",
     "augment": FLIPS.model_dump(),
@@ -42,7 +42,7 @@ class AutoencoderParams(MethodParams):
 
     patch: int = Field(128, ge=16, multiple_of=SCALE)
     clip_code: bool = False  # as coded: the code is cut to [0, 1] only from stage 3 on
-    centred: bool = False  # as coded: torch's initial biases
+    as_resizing: bool = False  # as coded: torch's initial weights, not those of plain resizing
     recipe: Recipe = BL5.model_copy(update={"augment": FLIPS, "validation_view": "resize"})
 
 
@@ -56,7 +56,7 @@ class PatchAutoencoder(Method):
 
     def __init__(self, params: AutoencoderParams, labels: tuple[str, ...]) -> None:
         super().__init__(params, labels)
-        self.autoencoder = Autoencoder(clip_code=params.clip_code, centred=params.centred)
+        self.autoencoder = Autoencoder(clip_code=params.clip_code, as_resizing=params.as_resizing)
 
     @classmethod
     def image_size(cls, params: AutoencoderParams) -> tuple[int, int]:
@@ -109,7 +109,7 @@ class AECNN(Classifier):
             "classifier": {"recipe": TUNED.model_dump()},
             "autoencoder": {
                 "clip_code": True,
-                "centred": True,
+                "as_resizing": True,
                 "recipe": {**TUNED.model_dump(), **ALONE},
             },
             "recipe": TUNED.model_dump(),
@@ -120,7 +120,7 @@ class AECNN(Classifier):
             "autoencoder": {
                 "patch": 64,
                 "clip_code": True,
-                "centred": True,
+                "as_resizing": True,
                 "recipe": {**QUICK.model_dump(), **ALONE},
             },
             "recipe": {**QUICK.model_dump(), "learning_rate": 5e-4},

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SCALE = 4  # the code's side is a quarter of the image's
+NOISE = 0.05  # share of torch's initial weights that keeps 32 equal filters from staying equal
 
 
 class Encoder(nn.Module):
@@ -34,19 +35,29 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """Encoder and decoder; `clip_code` cuts the code to [0, 1] before anyone reads it.
 
-    With torch's own initial biases half of the code and of the output begins below 0, where a cut has no
-    gradient; `centred` begins both in the middle, at 0.5.
+    With torch's own initial weights half of the code begins below 0, where a cut has no gradient, and it may
+    end as the image's negative. `as_resizing` begins, but for a little noise, as plain resizing: the code
+    is the mean of 5 x 5 pixels, and the decoder repeats it.
     """
 
-    def __init__(self, *, clip_code: bool, centred: bool = False) -> None:
+    def __init__(self, *, clip_code: bool, as_resizing: bool = False) -> None:
         super().__init__()
         self.encoder = Encoder()
         self.decoder = Decoder()
         self.clip_code = clip_code
-        if centred:
-            for layer in (self.encoder.mix, self.decoder.expand):
-                assert layer.bias is not None
-                nn.init.constant_(layer.bias, 0.5)
+        if as_resizing:
+            self._start_as_resizing()
+
+    @torch.no_grad()
+    def _start_as_resizing(self) -> None:
+        reduce, mix, expand = self.encoder.reduce, self.encoder.mix, self.decoder.expand
+        for layer in (reduce, mix, expand):
+            layer.weight.mul_(NOISE)
+            assert layer.bias is not None
+            layer.bias.zero_()
+        reduce.weight.add_(1 / reduce.weight[0].numel())
+        mix.weight.add_(1 / mix.in_channels)
+        expand.weight[:, 0, 1, 1] += 1
 
     def encode(self, image: Tensor) -> Tensor:
         """[B, 1, H, W] in [0, 1] to the code [B, 1, H/4, W/4]."""
