@@ -5,6 +5,7 @@ Readers import neither torch nor Lightning, so that planning, splitting and veri
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -48,6 +49,11 @@ class CxrDataset:
     home: ClassVar[str] = ""  # where to get it
     licence: ClassVar[str] = ""
     phantom: ClassVar[bool] = False  # drawn, not photographed: marked on every leaderboard
+    variants: ClassVar[tuple[str, ...]] = (
+        "",
+    )  # layouts that `fake` can write, the usual one first
+    overlaps: ClassVar[Mapping[str, str]] = {}  # data sets that share patients or images, and why
+    has_masks: ClassVar[bool] = False  # `read_mask` gives the lungs
 
     @classmethod
     def read_index(cls, root: Path | None, params: Frozen) -> Index:
@@ -73,13 +79,24 @@ class CxrDataset:
         return resize(decode(index.path(row)), size)
 
     @classmethod
+    def read_mask(cls, index: Index, row: int, size: int) -> npt.NDArray[np.uint8]:
+        """The lungs of an image as uint8 [size, size]: 255 inside, 0 outside."""
+        raise NotImplementedError
+
+    @classmethod
     def check(cls, index: Index) -> list[Problem]:
         """What differs from the published counts and rules; content is checked for all alike."""
         return []
 
     @classmethod
-    def fake(cls, root: Path, *, images: int = 60, size: int = 64, seed: int = 0) -> Path:
-        """Write a miniature of the raw download in its exact layout; returns the folder to read."""
+    def fake(
+        cls, root: Path, *, images: int = 60, size: int = 64, seed: int = 0, variant: str = ""
+    ) -> Path:
+        """Write a miniature of the raw download in its exact layout; returns the folder to read.
+
+        `variant` is one of `variants`; blank is the first. Between them the variants hold every trap
+        of the real download that is no error.
+        """
         raise NotImplementedError
 
     @classmethod

@@ -131,7 +131,9 @@ class ChestXray14(CxrDataset):
         return problems + _list_problems(index)
 
     @classmethod
-    def fake(cls, root: Path, *, images: int = 60, size: int = 64, seed: int = 0) -> Path:
+    def fake(
+        cls, root: Path, *, images: int = 60, size: int = 64, seed: int = 0, variant: str = ""
+    ) -> Path:
         """The download in miniature: archives' folders, lists, trailing commas, one RGBA file."""
         header = (
             "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"

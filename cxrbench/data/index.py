@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ import pandas as pd
 from cxrbench.core.digest import digest_file, digest_lines
 from cxrbench.core.errors import DataError
 from cxrbench.core.treeprint import scan_files, tree_fingerprint  # noqa: F401
+from cxrbench.data.stratify import units_of
 
 COLUMNS = ("image_id", "patient_id", "path")
 # What a subgroup analysis may use; a data set without one of them leaves it out.
 ATTRIBUTES = ("sex", "age", "view_position")
+SOFT = "soft:"  # + label: a column of what is trained on instead, from 0 to 1, where a label is unknown
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,9 @@ class Index:
 
     `frame` has the columns `image_id` (unique), `patient_id`, `path` (below `root`, with `/`; empty for
     images that are drawn), one column a label (1.0, 0.0, or NaN for unknown) and any of ATTRIBUTES.
-    `notes` are facts for the record: coverage of a partial download, rows left out and why.
+    `notes` are facts for the record: coverage of a partial download, rows left out and why. `strata` are
+    the rows that splits are cut by where these are more than the images at hand: `patient_id` and columns
+    of counts to balance, so that a partial download has each patient in the same part as the whole.
     """
 
     dataset: str
@@ -36,6 +40,7 @@ class Index:
     root: Path | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     sources: tuple[Path, ...] = ()  # files that were read besides the images, wherever they lie
+    strata: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
         missing = [c for c in (*COLUMNS, *self.labels) if c not in self.frame.columns]
@@ -64,6 +69,9 @@ class Index:
                     f"the first is row {int(np.flatnonzero(bad)[0])}; read it as text"
                 )
         for name in self.labels:
+            soft = self.frame.get(SOFT + name)
+            if soft is not None and (soft.notna() & ~soft.between(0, 1)).any():
+                raise DataError(f"{self.dataset}: {SOFT}{name} has values outside 0 to 1")
             column = self.frame[name]
             bad = column.notna() & ~column.isin((0, 1))
             if bad.any():
@@ -92,13 +100,23 @@ class Index:
         """[N, K] with 1, 0 and NaN where a label is unknown."""
         return self.frame[list(self.labels)].to_numpy(dtype=np.float32)
 
+    @cached_property
+    def training_targets(self) -> npt.NDArray[np.float32]:
+        """[N, K] like `targets`, with the soft values of labels that are not known for certain."""
+        values = self.targets.copy()
+        for k, label in enumerate(self.labels):
+            if SOFT + label in self.frame.columns:
+                soft = self.frame[SOFT + label].to_numpy(dtype=np.float32)
+                values[:, k] = np.where(np.isnan(values[:, k]), soft, values[:, k])
+        return values
+
     def path(self, row: int) -> Path:
         """The file of an image; only for indexes with a root."""
         assert self.root is not None
         return self.root / str(self.frame["path"].iat[row])
 
     def select(self, keep: npt.NDArray[np.bool_], **notes: Any) -> "Index":
-        """The rows that are kept, with further notes."""
+        """The rows that are kept, with further notes; splits of them are cut by themselves alone."""
         frame = self.frame[keep].reset_index(drop=True)
         notes = {**self.notes, **notes}
         return Index(self.dataset, frame, self.labels, self.root, notes, self.sources)
@@ -115,6 +133,30 @@ class Index:
                 yield f"{self.image_ids[i]}\t{self.patient_ids[i]}\t{marks}\t{contents[i]}"
 
         return digest_lines(lines())
+
+
+def join_twins(index: Index, contents: list[str]) -> Index:
+    """The index with patients that share an identical image in one group, so that no split parts them."""
+    owners = pd.DataFrame({"patient_id": index.patient_ids, "group_id": contents})
+    owners = owners[owners["group_id"] != ""].drop_duplicates()
+    shared = owners[owners["group_id"].duplicated(keep=False)]
+    if shared.empty:
+        return index
+    given = [f for f in (index.frame, index.strata) if f is not None and "group_id" in f.columns]
+    patients = pd.Series(index.patient_ids if index.strata is None else index.strata["patient_id"])
+    everyone = pd.DataFrame({"patient_id": patients.unique(), "group_id": ""})
+    edges = pd.concat([everyone, *(f[["patient_id", "group_id"]] for f in given), shared])
+    units = units_of(edges)
+    sizes = units.map(units.value_counts())
+    groups = units.where(sizes > 1, "")
+
+    def grouped(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(group_id=frame["patient_id"].map(groups))
+
+    strata = None if index.strata is None else grouped(index.strata)
+    joined = shared["patient_id"].nunique()
+    notes = {**index.notes, "patients_joined_by_identical_images": joined}
+    return replace(index, frame=grouped(index.frame), strata=strata, notes=notes)
 
 
 def content_hashes(

@@ -136,7 +136,9 @@ class Kermany(CxrDataset):
         ]
 
     @classmethod
-    def fake(cls, root: Path, *, images: int = 60, size: int = 64, seed: int = 0) -> Path:
+    def fake(
+        cls, root: Path, *, images: int = 60, size: int = 64, seed: int = 0, variant: str = ""
+    ) -> Path:
         """Kaggle's archive in miniature: doubled folder, junk files, a colour image."""
         base = root / "chest_xray"
         numbers = itertools.count(1)

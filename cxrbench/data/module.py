@@ -46,13 +46,15 @@ class ViewDataset(Dataset[Batch]):
     def __init__(
         self, pixels: npt.NDArray[np.uint8], index: Index, view: FixedView | RandomView, seed: int
     ) -> None:
+        training = isinstance(view, RandomView)
+        targets = index.training_targets if training else index.targets
         self.pixels = pixels
         self.view = view
         self.seed = seed
         self.image_ids = index.image_ids
         self.patient_ids = index.patient_ids
-        self.known = ~np.isnan(index.targets)
-        self.targets = np.nan_to_num(index.targets, nan=0.0)
+        self.known = ~np.isnan(targets)
+        self.targets = np.nan_to_num(targets, nan=0.0)
 
     def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
         rows = np.asarray([row for _, row in items], dtype=np.int64)

@@ -57,7 +57,9 @@ class Phantom(CxrDataset):
         return paint_image(study, size)
 
     @classmethod
-    def fake(cls, root: Path, *, images: int = 60, size: int = 64, seed: int = 0) -> Path:
+    def fake(
+        cls, root: Path, *, images: int = 60, size: int = 64, seed: int = 0, variant: str = ""
+    ) -> Path:
         """Nothing to write: every image is drawn when it is asked for."""
         return root
 

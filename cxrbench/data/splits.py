@@ -134,19 +134,18 @@ def stratified_parts(
     parts share the rest by their fractions.
     """
     exact = exact or {}
+    total = len(index if index.strata is None else index.strata)
     names = list(fractions)
     if wrong := [part for part in (*names, *exact) if part not in PARTS]:
         raise ConfigError(f"split {name!r}: unknown parts {wrong}; use {PARTS}")
     free = sum(share for part, share in fractions.items() if part not in exact)
-    rest = len(index) - sum(exact.values())
+    rest = total - sum(exact.values())
     if min(fractions.values()) <= 0 or rest < 0 or set(exact) - set(names):
-        raise ConfigError(
-            f"split {name!r}: cannot cut {len(index)} images into {fractions}, {exact}"
-        )
+        raise ConfigError(f"split {name!r}: cannot cut {total} images into {fractions}, {exact}")
     sizes = np.array([exact.get(p, rest * fractions[p] / free if free else 0) for p in names])
-    parts = _cut(index, name, sizes / len(index), seed).map(dict(enumerate(names)))
+    parts = _cut(index, name, sizes / total, seed).map(dict(enumerate(names)))
     asked = ", ".join(
-        f"{p} {exact[p]:,} images" if p in exact else f"{p} {size / len(index):.0%}"
+        f"{p} {exact[p]:,} images" if p in exact else f"{p} {size / total:.0%}"
         for p, size in zip(names, sizes, strict=True)
     )
     rule = (
@@ -162,9 +161,16 @@ def stratified_parts(
 
 def _cut(index: Index, name: str, shares: npt.NDArray[np.float64], seed: int) -> pd.Series:
     """Part number by patient."""
-    units = units_of(index.frame)
-    unit = units.loc[list(index.patient_ids)].to_numpy()
-    held = pd.DataFrame((index.targets == 1).astype(np.int64)).assign(images=1).groupby(unit).sum()
+    if index.strata is None:
+        rows, held = index.frame, pd.DataFrame((index.targets == 1).astype(np.int64))
+    else:
+        rows, held = (
+            index.strata,
+            index.strata.drop(columns=["patient_id", "group_id"], errors="ignore"),
+        )
+    units = units_of(rows)
+    unit = units.loc[list(rows["patient_id"])].to_numpy()
+    held = held.reset_index(drop=True).assign(images=1).groupby(unit).sum()
     counts = held.to_numpy(dtype=np.int64)
     wanted = np.outer(shares, counts.sum(axis=0))
     part = share_out(counts, wanted, hash_order(held.index, seed, index.dataset, name))

@@ -112,7 +112,9 @@ class Table(CxrDataset):
         return problems
 
     @classmethod
-    def fake(cls, root: Path, *, images: int = 60, size: int = 64, seed: int = 0) -> Path:
+    def fake(
+        cls, root: Path, *, images: int = 60, size: int = 64, seed: int = 0, variant: str = ""
+    ) -> Path:
         """A CSV with four labels, some of them uncertain or blank, and its images."""
         labels = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration")
         rows = [",".join(("path", "patient_id", "split", "sex", "age", "view_position", *labels))]

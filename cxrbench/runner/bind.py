@@ -72,7 +72,7 @@ def open_dataset(
     progress: Progress | None = None,
 ) -> Opened:
     """Read index, content hashes and split of a data set."""
-    from cxrbench.data.index import content_hashes
+    from cxrbench.data.index import content_hashes, join_twins
     from cxrbench.data.splits import find_split
 
     if root is not None and not cls.needs_root:
@@ -82,6 +82,7 @@ def open_dataset(
     cache = store.root / "cache" / f"hashes-{digest(str(index.root))[:16]}.parquet"
     report = (lambda done, of: progress(f"hashing {cls.name}", done, of)) if progress else None
     contents = content_hashes(index, cache, report)
+    index = join_twins(index, contents)
     revision = index.revision(contents)
     found, facts = find_split(cls, index, split, revision, store)
     return Opened(cls, parsed, index, found, contents, revision, facts)

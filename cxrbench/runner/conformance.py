@@ -193,17 +193,17 @@ def verify_dataset_class(cls: Any) -> Iterator[Check]:
         root = Path(folder) / "data"
         root.mkdir()
         found: dict[str, Any] = {}
-
-        def write() -> str | None:
-            found["root"] = cls.fake(root, images=80, size=64, seed=0) if cls.needs_root else None
-            found["index"] = cls.read_index(found["root"], cls.Params())
-            return None if cls.__doc__ else "the class has no docstring"
-
-        first = _check("reads the miniature that it writes", write)
-        yield first
-        if not first.passed:
-            return
-        index = found["index"]
+        for variant in reversed(cls.variants if cls.needs_root else ("",)):
+            layout = f" ({variant})" if variant else ""
+            home = root / (variant or "usual")
+            written = _check(
+                f"reads the miniature that it writes{layout}",
+                partial(_write, cls, home, variant, found),
+            )
+            yield written
+            if not written.passed:
+                return
+        index = found["index"]  # of the usual layout, which came last
         yield _check("labels are 1, 0 or unknown", lambda: _labels(index))
         yield _check("reads the same twice", lambda: _same(cls, found))
         for name in cls.splits:
@@ -212,6 +212,17 @@ def verify_dataset_class(cls: Any) -> Iterator[Check]:
         if cls.needs_root:
             yield _check("a damaged image is named", lambda: _damaged(cls, index))
             yield _check("no data folder is a clear error", lambda: _no_root(cls))
+
+
+def _write(cls: Any, root: Path, variant: str, found: dict[str, Any]) -> str | None:
+    if not cls.needs_root:
+        found["root"] = None
+    else:
+        root.mkdir()
+        extra = {"variant": variant} if variant else {}
+        found["root"] = cls.fake(root, images=80, size=64, seed=0, **extra)
+    found["index"] = cls.read_index(found["root"], cls.Params())
+    return None if cls.__doc__ else "the class has no docstring"
 
 
 def _labels(index: Any) -> str | None:
