@@ -208,7 +208,8 @@ def test_a_fold_without_images_is_refused(pixels: Any) -> None:
     for absent in ("train", "val"):
         parts = np.where(absent == PARTS, "none", PARTS)
         with pytest.raises(DataError, match=f"the {absent} part of this fold has no image"):
-            CxrDataModule(make_index(), pixels, parts, Recipe(), size=SIZE, seed=0)
+            data = CxrDataModule(make_index(), pixels, parts, Recipe(), size=SIZE, seed=0)
+            data.train_dataloader() if absent == "train" else data.val_dataloader()
     parts = np.where(PARTS == "test", "none", PARTS)
     data = CxrDataModule(make_index(), pixels, parts, Recipe(), size=SIZE, seed=0)
     with pytest.raises(DataError, match="the test part of this fold has no image"):

@@ -66,6 +66,17 @@ def run(
         typer.Option(help="32-true, 16-mixed or bf16-mixed. (default: as the machine can)"),
     ] = None,
     settings: common.Settings = [],  # noqa: B006 - typer copies it
+    test_on: Annotated[
+        str | None, typer.Option(help="Another data set that the model is tested on besides.")
+    ] = None,
+    test_data: Annotated[Path | None, typer.Option(help="Its folder.")] = None,
+    test_split: Annotated[
+        str, typer.Option(help="`all` of its images, or the test part of one of its splits.")
+    ] = "all",
+    label_map: Annotated[
+        list[str],
+        typer.Option(help="OURS=THEIRS: a label's name there, beyond the names known to be equal."),
+    ] = [],  # noqa: B006
     skip_unreadable: Annotated[
         bool,
         typer.Option(
@@ -104,12 +115,30 @@ def run(
             ],
             "seeds": [seed],
             "recipe": chosen["recipe"],
+            "test_on": _test_on(test_on, test_data, test_split, chosen["test"], label_map),
             "skip_unreadable": skip_unreadable,
         },
         where="options",
     )
     execution = _execution(gpus, devices, accelerator, 1, workers, wandb, spec.name)
     _run_spec(spec, registry, execution, mode, dry_run=dry_run, as_json=as_json)
+
+
+def _test_on(
+    name: str | None, data: Path | None, split: str, params: dict[str, Any], pairs: list[str]
+) -> list[dict[str, Any]]:
+    """The entry of `test_on` in a specification."""
+    if name is None:
+        if data or params or pairs or split != "all":
+            raise UsageError(
+                "--test-data, --test-split, --label-map and --set test.KEY need --test-on NAME"
+            )
+        return []
+    label_map = dict(pair.partition("=")[::2] for pair in pairs)
+    if wrong := [pair for pair in pairs if not all(pair.partition("="))]:
+        raise UsageError(f"--label-map {wrong[0]}: expected OURS=THEIRS")
+    entry = {"name": name, "path": data, "split": split, "params": params, "label_map": label_map}
+    return [entry]
 
 
 def bench(
@@ -141,15 +170,22 @@ def _spec(path: Path, registry: Registry, only: list[str], data: list[str]) -> "
 
     spec = narrow(read_spec(path), registry, only)
     folders = {}
+    every: list[Any] = [*spec.datasets, *spec.test_on]
     for word in data:
         name, sign, folder = word.partition("=")
-        if not sign or normalise(name) not in {normalise(e.name) for e in spec.datasets}:
+        if not sign or normalise(name) not in {normalise(e.name) for e in every}:
             raise UsageError(f"--data {word}: expected NAME=DIR with a data set of {path}")
         folders[normalise(name)] = Path(folder)
-    entries = [
-        e.model_copy(update={"path": folders.get(normalise(e.name), e.path)}) for e in spec.datasets
-    ]
-    return spec.model_copy(update={"datasets": entries})
+
+    def placed(entry: Any) -> Any:
+        return entry.model_copy(update={"path": folders.get(normalise(entry.name), entry.path)})
+
+    return spec.model_copy(
+        update={
+            "datasets": [placed(entry) for entry in spec.datasets],
+            "test_on": [placed(entry) for entry in spec.test_on],
+        }
+    )
 
 
 def _run_spec(

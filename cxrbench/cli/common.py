@@ -22,7 +22,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Data = Annotated[Path | None, typer.Option("--data", help="The folder of the data set.")]
 Settings = Annotated[
     list[str],
-    typer.Option("--set", help="params.KEY=V, recipe.KEY=V (every stage) or data.KEY=V."),
+    typer.Option(
+        "--set",
+        help="params.KEY=V, recipe.KEY=V (every stage), data.KEY=V or test.KEY=V (--test-on).",
+    ),
 ]
 Gpus = Annotated[
     int | None, typer.Option(min=0, help="GPUs for one training; 0 is the CPU. (default: 1 if any)")
@@ -43,16 +46,17 @@ def say(line: str) -> None:
 
 
 def parse_settings(words: list[str]) -> dict[str, dict[str, Any]]:
-    """`--set a.b.c=1` as nested dictionaries under params, recipe and data."""
+    """`--set a.b.c=1` as nested dictionaries under params, recipe, data and test."""
     from cxrbench.core.yamlfile import parse_yaml
 
-    tree: dict[str, dict[str, Any]] = {"params": {}, "recipe": {}, "data": {}}
+    tree: dict[str, dict[str, Any]] = {"params": {}, "recipe": {}, "data": {}, "test": {}}
     for word in words:
         key, sign, text = word.partition("=")
         path = key.strip().split(".")
         if not sign or len(path) < 2 or path[0] not in tree or not all(path):
             raise UsageError(
-                f"--set {word}: expected params.KEY=VALUE, recipe.KEY=VALUE or data.KEY=VALUE"
+                f"--set {word}: expected params.KEY=VALUE, recipe.KEY=VALUE, data.KEY=VALUE or "
+                "test.KEY=VALUE"
             )
         node: dict[str, Any] = tree[path[0]]
         for part in path[1:-1]:

@@ -29,6 +29,23 @@ class StageRecord(Frozen):
     provenance: dict[str, Any] = {}
 
 
+class ExternalTest(Frozen):
+    """The data set that a model was tested on, where it is not the one that it was trained on."""
+
+    dataset: Name
+    version: int
+    params: dict[str, Any]
+    revision: str
+    split: str
+    split_digest: str
+    fold: int
+    label_map: dict[str, str]  # the model's name of a label to the data set's
+    unmatched_model: list[str]
+    unmatched_data: list[str]
+    overlap: str  # why some images are known to be in both data sets; empty when nothing is known
+    data_facts: dict[str, Any]
+
+
 class Record(Frozen):
     """What was run, on what, with what result, at what cost, by which code."""
 
@@ -54,6 +71,7 @@ class Record(Frozen):
     fold: int
     seed: int
     data_facts: dict[str, Any]
+    tested_on: ExternalTest | None = None
     final: Name
     stages: list[StageRecord]
     scores: dict[str, Any]

@@ -95,6 +95,20 @@ class DatasetEntry(Frozen):
     params: dict[str, Any] = {}
 
 
+class TestEntry(Frozen):
+    """Another data set that the trained models are tested on; `all` of its images, or a split's test part.
+
+    `label_map` pairs a model's label with the name that it has there, beyond the names known to be equal.
+    """
+
+    name: str
+    split: str = "all"
+    fold: int = Field(0, ge=0)
+    path: Path | None = None
+    params: dict[str, Any] = {}
+    label_map: dict[str, str] = {}
+
+
 class MethodEntry(Frozen):
     """A method of a benchmark with its own settings."""
 
@@ -117,4 +131,5 @@ class BenchSpec(Frozen):
     datasets: list[DatasetEntry] = Field(min_length=1)
     seeds: list[int] = Field([0], min_length=1)
     recipe: dict[str, Any] = {}
+    test_on: list[TestEntry] = []
     skip_unreadable: bool = False

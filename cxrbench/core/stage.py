@@ -43,6 +43,8 @@ class DataView:
     labels: tuple[str, ...]
     skip_unreadable: bool = False
     external: bool = False
+    # How a model's labels are called here, where it was trained on another data set.
+    label_map: tuple[tuple[str, str], ...] = ()
     root_seed: int = 0
     images: "Stage | None" = None
 
@@ -63,8 +65,10 @@ class DataView:
 
     def identity(self) -> dict[str, Any]:
         """What decides the images, the labels and which of them are trained on."""
+        mapped = {"label_map": [list(pair) for pair in self.label_map]} if self.label_map else {}
         return {
             **self.pixels(),
+            **mapped,
             "split": self.split,
             "split_digest": self.split_digest,
             "fold": self.fold,
@@ -201,8 +205,34 @@ def predict(model: Stage, home: DataView) -> Stage:
     )
 
 
-def score(predictions: Stage, *, replicates: int, seed: int) -> Stage:
-    """The scores of saved predictions."""
+def predict_elsewhere(model: Stage, test: DataView) -> Stage:
+    """Probabilities of a fitted model for the test part of another data set.
+
+    What rewrote the model's images (aligned, cropped) rewrites those of `test` in the same way.
+    """
+    return Stage(
+        kind="predict",
+        name=model.name,
+        target=model.target,
+        version=model.version,
+        params=model.params,
+        data=_rewritten(model.data.images, test),
+        inputs={"model": model},
+    )
+
+
+def _rewritten(images: Stage | None, view: DataView) -> DataView:
+    if images is None:
+        return view
+    return replace(view, images=replace(images, data=_rewritten(images.data.images, view)))
+
+
+def score(
+    predictions: Stage, *, replicates: int, seed: int, validation: Stage | None = None
+) -> Stage:
+    """The scores of saved predictions; `validation` are those that thresholds are picked on, where
+    they are of another data set."""
+    inputs = {"predictions": predictions} | ({"validation": validation} if validation else {})
     return Stage(
         kind="score",
         name=predictions.name,
@@ -211,23 +241,27 @@ def score(predictions: Stage, *, replicates: int, seed: int) -> Stage:
         params={"replicates": replicates},
         data=predictions.data,
         seed=seed,
-        inputs={"predictions": predictions},
+        inputs=inputs,
     )
 
 
 def find_leaks(run: Stage) -> list[str]:
     """Why a run's graph would see its own test patients in training; empty when it does not."""
     leaks = []
-    home = run.data
+    elsewhere = "validation" in run.inputs
+    home = run.inputs["validation"].data if elsewhere else run.data
     for stage in run.ancestry().values():
         if stage.kind not in ("fit", "compute"):
             continue
         data = stage.data
+        who = f"{stage.kind} {stage.name}"
+        if elsewhere and data.dataset == run.data.dataset:
+            leaks.append(f"{who}: fitted on {data.dataset}, which is tested on from outside")
+            continue
         if data.external:
             if data.dataset == home.dataset:
                 leaks.append(f"{stage.key}: {data.dataset} is declared external but is tested on")
             continue
-        who = f"{stage.kind} {stage.name}"
         if data.dataset != home.dataset:
             leaks.append(f"{who}: fitted on {data.dataset}, which is not declared external")
         elif (data.split, data.split_digest) != (home.split, home.split_digest):

@@ -182,14 +182,15 @@ class CxrDataModule(L.LightningDataModule):
         self.rows = {part: np.flatnonzero(parts == part) for part in ("train", "val", "test")}
         if fit_part == "all":
             self.rows["train"] = np.flatnonzero(parts != "unreadable")
-        for part in ("train", "val"):
-            if not len(self.rows[part]):
-                raise DataError(f"{index.dataset}: the {part} part of this fold has no image")
 
     def steps_per_epoch(self) -> int:
         """Optimiser steps of an epoch; the same for any number of devices."""
         batches = max(1, len(self.rows["train"]) // self.recipe.batch_size)
         return -(-batches // self.recipe.accumulate)
+
+    def _require(self, part: str) -> None:
+        if not len(self.rows[part]):
+            raise DataError(f"{self.index.dataset}: the {part} part of this fold has no image")
 
     def _balance(self) -> npt.NDArray[np.float64]:
         """Weights [rows] by which images with and without a positive label are drawn equally often."""
@@ -223,6 +224,7 @@ class CxrDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches in a random order, from where an interrupted training stopped."""
         recipe, (rank, world) = self.recipe, self._ranks()
+        self._require("train")
         if recipe.batch_size % world:
             raise ConfigError(
                 f"recipe.batch_size {recipe.batch_size} does not divide among {world} devices; "
@@ -250,8 +252,7 @@ class CxrDataModule(L.LightningDataModule):
 
     def evaluation_dataloader(self, part: str, view: str) -> DataLoader[Batch]:
         """Every image of a part once a rank, in order; padding repeats rows."""
-        if not len(self.rows[part]):
-            raise DataError(f"{self.index.dataset}: the {part} part of this fold has no image")
+        self._require(part)
         rank, world = self._ranks()
         size = max(1, self.recipe.batch_size // world)
         batches = EpochBatches(

@@ -12,11 +12,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from cxrbench.core.digest import canonical_json, digest
-from cxrbench.core.record import Record
+from cxrbench.core.record import ExternalTest, Record
 
 BASELINES = ("densenet121", "vgg16")
 METRICS = ("auc", "pr_auc", "precision_at_95_recall", "precision_at_validation_threshold",
            "recall_at_validation_threshold", "validation_minus_test_auc")  # fmt: skip
+REMARKS = {"data_facts", "overlap", "unmatched_data"}  # of a test set: no part of its identity
 Fold = tuple[int, int]  # (fold, seed)
 
 
@@ -92,11 +93,22 @@ class Table:
     facts: dict[str, Any]
     floor: dict[str, Any]
     warnings: list[str]
+    tested_on: ExternalTest | None = None
 
     @property
     def title(self) -> str:
         """Data set, split as it may be called, and its digest."""
-        return f"{self.dataset} · {self.split_name} · {self.split_digest[:8]}"
+        home = f"{self.dataset} · {self.split_name} · {self.split_digest[:8]}"
+        if self.tested_on is None:
+            return home
+        test = self.tested_on
+        part = test.split if test.data_facts.get("complete", True) else f"part of {test.split}"
+        return f"{home} → {test.dataset} · {part} · {test.split_digest[:8]}"
+
+    @property
+    def test_facts(self) -> dict[str, Any]:
+        """Counts of the data set that is tested on."""
+        return self.tested_on.data_facts if self.tested_on else self.facts
 
     @property
     def split_name(self) -> str:
@@ -119,6 +131,7 @@ def collect(records: Iterable[Record]) -> list[Table]:
             "split": record.split_digest,
             "labels": record.labels,
             "protocol": record.scores.get("protocol"),
+            "tested_on": record.tested_on and record.tested_on.model_dump(exclude=REMARKS),
         }
         tables[digest(same)].append(record)
     return sorted((_table(group) for group in tables.values()), key=lambda table: table.title)
@@ -152,6 +165,7 @@ def _table(records: list[Record]) -> Table:
         facts=first.data_facts,
         floor=first.scores["macro"].get("floor") or {},
         warnings=sorted(warnings),
+        tested_on=first.tested_on,
     )
 
 

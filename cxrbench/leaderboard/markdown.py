@@ -75,7 +75,7 @@ def to_markdown(tables: list[Table], excluded: list[str]) -> str:
     """`LEADERBOARD.md`."""
     lines = ["# Leaderboard", ""]
     for table in tables:
-        facts = table.facts
+        facts = table.test_facts
         lines += [f"## {_escape(table.title)}", ""]
         lines += [
             f"{_escape(facts.get('images', '?'))} images of "
@@ -99,7 +99,7 @@ def _safe(value: Any) -> Any:
 
 def to_csv(tables: list[Table]) -> str:
     """`leaderboard.csv`: one line a row, full precision."""
-    columns = ["dataset", "split", "split_digest", "rank", "method", "preset", "changed", "folds_done",
+    columns = ["dataset", "split", "split_digest", "tested_on", "rank", "method", "preset", "changed", "folds_done",
                "folds", "complete"]  # fmt: skip
     columns += [f"{m}_{kind}" for m in METRICS for kind in ("mean", "sd")]
     columns += [f"auc_minus_{name}" for name in BASELINES]
@@ -119,6 +119,7 @@ def _flat(table: Table, row: Row) -> dict[str, Any]:
         "dataset": table.dataset,
         "split": table.split_name,
         "split_digest": table.split_digest,
+        "tested_on": table.tested_on.dataset if table.tested_on else "",
         "rank": row.rank,
         "method": row.method,
         "preset": row.preset,

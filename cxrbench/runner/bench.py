@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cxrbench.core.errors import ConfigError, UsageError
 from cxrbench.core.nearest import nearest
@@ -38,11 +38,17 @@ class Result:
 def read_spec(path: Path) -> BenchSpec:
     """A benchmark's YAML file; relative data folders are relative to the file."""
     spec = BenchSpec.parse(read_yaml(path) or {}, where=str(path))
-    entries = [
-        e.model_copy(update={"path": path.parent / e.path.expanduser()}) if e.path else e
-        for e in spec.datasets
-    ]
-    return spec.model_copy(update={"datasets": entries})
+
+    def beside(entry: Any) -> Any:
+        folder = entry.path and path.parent / entry.path.expanduser()
+        return entry.model_copy(update={"path": folder})
+
+    return spec.model_copy(
+        update={
+            "datasets": [beside(entry) for entry in spec.datasets],
+            "test_on": [beside(entry) for entry in spec.test_on],
+        }
+    )
 
 
 def narrow(spec: BenchSpec, registry: Registry, only: list[str]) -> BenchSpec:

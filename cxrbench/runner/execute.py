@@ -69,7 +69,21 @@ def run_predict(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     data, skipped = data_module(stage, context)
     module = load_module(model, context.artefact(model) / "model.safetensors")
     facts = predict_parts(module, data, out / "predictions.parquet", stage, device_of(context))
+    if stage.data.external:
+        facts["images_of_training_data"] = _shared_images(stage, context)
     return {**facts, "skipped_images": skipped}
+
+
+def _shared_images(stage: Stage, context: Context) -> list[str]:
+    """The test images whose file is one of the data set that the model was trained on, too."""
+    there = set(context.open(stage.inputs["model"].data).contents) - {""}
+    test = context.open(stage.data)
+    parts = test.split.parts(test.index, stage.data.fold)
+    return [
+        str(name)
+        for name, content, part in zip(test.index.image_ids, test.contents, parts, strict=True)
+        if part == "test" and content in there
+    ]
 
 
 def run_compute(stage: Stage, context: Context, out: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cxrbench.core.provenance import collect_provenance, utc_now
-from cxrbench.core.record import RETRACTED, Record, StageRecord, write_record
+from cxrbench.core.record import RETRACTED, ExternalTest, Record, StageRecord, write_record
 from cxrbench.core.store import Store, read_json
 from cxrbench.runner.plan import Plan, PlannedRun, binding_key
 
@@ -45,7 +45,8 @@ def find_records(store: Store, run: PlannedRun) -> list[Path]:
 
 def _record(plan: Plan, run: PlannedRun, store: Store) -> Record:
     final = plan.graph[run.final]
-    view = final.data
+    # Of a test on another data set, the thresholds come from the data that was trained on.
+    view = final.inputs.get("validation", final).data
     binding = plan.bindings[binding_key(view)]
     stages = [_stage_record(stage.key, store) for stage in plan.stages_of(run).values()]
     scores = read_json(store.artefact(final.key) / "scores.json")
@@ -64,13 +65,14 @@ def _record(plan: Plan, run: PlannedRun, store: Store) -> Record:
         dataset_version=view.version,
         dataset_params=dict(view.params),
         revision=view.revision,
-        labels=list(view.labels),
+        labels=list(final.data.labels),
         split=view.split,
         split_digest=view.split_digest,
         folds=binding.folds,
         fold=run.fold,
         seed=run.seed,
         data_facts=binding.facts,
+        tested_on=run.tested_on,
         final=run.final,
         stages=stages,
         scores=scores,
@@ -115,6 +117,27 @@ def _warnings(
 ) -> list[str]:
     """What a reader must know before believing the scores."""
     found = [str(text) for text in data.get("warnings", []) if _concerns(str(text), run)]
+    found += _data_warnings(data)
+    if run.tested_on:
+        found += _test_warnings(run, run.tested_on, stages)
+    skipped = {name for s in stages for name in s.facts.get("skipped_images", [])}
+    if skipped:
+        found.append(f"{len(skipped)} unreadable images left out: {', '.join(sorted(skipped)[:5])}")
+    sources = {s.facts["weights"]["source"] for s in stages if s.facts.get("weights")} - {"none"}
+    found.append(f"initial weights: {', '.join(sorted(sources)) or 'random'}")
+    drop = scores.get("macro", {}).get("validation_minus_test_auc")
+    if drop is not None and drop > DROP and not run.tested_on:
+        found.append(
+            f"fold {run.fold}: validation AUC is {drop:.3f} above test AUC, "
+            f"as if the test part were another population"
+        )
+    if any((s.provenance.get("code") or {}).get("dirty") for s in stages):
+        found.append("made by code with uncommitted changes")
+    return found
+
+
+def _data_warnings(data: dict[str, Any]) -> list[str]:
+    found = []
     if data.get("phantom"):
         found.append("phantom data: drawn images, no statement about patients")
     if not data.get("complete", True):
@@ -123,19 +146,31 @@ def _warnings(
             f"partial data: {have['present']:,} of {have['promised']:,} images; "
             f"not comparable with the full data set"
         )
-    skipped = {name for s in stages for name in s.facts.get("skipped_images", [])}
-    if skipped:
-        found.append(f"{len(skipped)} unreadable images left out: {', '.join(sorted(skipped)[:5])}")
-    sources = {s.facts["weights"]["source"] for s in stages if s.facts.get("weights")} - {"none"}
-    found.append(f"initial weights: {', '.join(sorted(sources)) or 'random'}")
-    drop = scores.get("macro", {}).get("validation_minus_test_auc")
-    if drop is not None and drop > DROP:
+    return found
+
+
+def _test_warnings(run: PlannedRun, test: ExternalTest, stages: list[StageRecord]) -> list[str]:
+    """What makes a test on another data set less external than it looks, or narrower."""
+    found = [f"{test.dataset}: {text}" for text in _data_warnings(test.data_facts)]
+    # A data set that only tests has no other parts to warn of.
+    found += [
+        f"{test.dataset}: {text}"
+        for text in map(str, test.data_facts.get("warnings", []))
+        if "test: " in text
+    ]
+    if test.overlap:
+        found.append(f"OVERLAP: {test.dataset} and {run.dataset} share images: {test.overlap}")
+    same = [name for s in stages for name in s.facts.get("images_of_training_data", [])]
+    if same:
         found.append(
-            f"fold {run.fold}: validation AUC is {drop:.3f} above test AUC, "
-            f"as if the test part were another population"
+            f"OVERLAP: {len(same)} test images of {test.dataset} are files of {run.dataset}, too: "
+            f"{', '.join(sorted(same)[:5])}"
         )
-    if any((s.provenance.get("code") or {}).get("dirty") for s in stages):
-        found.append("made by code with uncommitted changes")
+    if test.unmatched_model:
+        found.append(f"not tested, {test.dataset} lacks them: {', '.join(test.unmatched_model)}")
+    if test.unmatched_data:
+        names = ", ".join(test.unmatched_data)
+        found.append(f"not tested, {run.dataset} lacks them: {names}")
     return found
 
 

@@ -59,7 +59,12 @@ def _read_nodes(nodes: list[dict[str, Any]]) -> Graph:
         data = dict(fields.pop("data"))
         images = data.pop("images")
         view = DataView(
-            **{**data, "labels": tuple(data["labels"])}, images=graph[images] if images else None
+            **{
+                **data,
+                "labels": tuple(data["labels"]),
+                "label_map": tuple((mine, theirs) for mine, theirs in data["label_map"]),
+            },
+            images=graph[images] if images else None,
         )
         inputs = {name: graph[parent] for name, parent in fields.pop("inputs").items()}
         stage = Stage(**fields, data=view, inputs=inputs)

@@ -5,21 +5,24 @@ specification, the code or the data change, so that asking again is quick.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cxrbench.core.digest import digest, digest_file, package_digest
 from cxrbench.core.errors import ConfigError, MissingInputError
 from cxrbench.core.frozen import Frozen
+from cxrbench.core.record import ExternalTest
 from cxrbench.core.registry import Registry
-from cxrbench.core.spec import BenchSpec, DatasetEntry, MethodEntry
-from cxrbench.core.stage import DataView, Stage, find_leaks, predict, score
+from cxrbench.core.spec import BenchSpec, DatasetEntry, MethodEntry, TestEntry
+from cxrbench.core.stage import DataView, Stage, find_leaks, predict, predict_elsewhere, score
 from cxrbench.core.store import Store, read_json, write_atomic, write_json
 from cxrbench.runner.bind import Binding, Progress, bind
 from cxrbench.runner.graph import Graph, from_json, graph_of, to_json
 
 REPLICATES = 1000
+# Where data lie is no part of a plan's identity.
+NOT_IDENTITY: Any = {"datasets": {"__all__": {"path"}}, "test_on": {"__all__": {"path"}}}
 
 
 class PlannedRun(Frozen):
@@ -36,6 +39,7 @@ class PlannedRun(Frozen):
     split: str
     fold: int
     seed: int
+    tested_on: ExternalTest | None = None
     final: str  # digest of the score stage
 
 
@@ -95,11 +99,14 @@ def make_plan(
 ) -> Plan:
     """The plan of a specification on this machine; `precision` is what `auto` stands for here."""
     bindings = [_bind(entry, registry, store, progress) for entry in spec.datasets]
+    outside = [_bind(entry, registry, store, progress) for entry in spec.test_on]
     methods = method_entries(spec, registry)
     for method in methods:
         registry.entry("methods", method.name)  # an unknown name fails before the slow part
     roots: dict[str, Path | None] = {}
-    for binding, entry in zip(bindings, spec.datasets, strict=True):
+    everywhere = [*bindings, *outside]
+    entries: list[DatasetEntry | TestEntry] = [*spec.datasets, *spec.test_on]
+    for binding, entry in zip(everywhere, entries, strict=True):
         if roots.setdefault(binding.dataset, entry.path) != entry.path:
             raise ConfigError(
                 f"{spec.name}: {binding.dataset} lies in two folders, {roots[binding.dataset]} and "
@@ -109,27 +116,29 @@ def make_plan(
         {
             "code": package_digest(),
             "plugins": registry.fingerprint(),
-            "spec": spec.model_dump(mode="json", exclude={"datasets": {"__all__": {"path"}}}),
-            "bindings": [b.model_dump(mode="json") for b in bindings],
+            "spec": spec.model_dump(mode="json", exclude=NOT_IDENTITY),
+            "bindings": [b.model_dump(mode="json") for b in everywhere],
             "precision": precision,
         }
     )
     cached = store.root / "cache" / f"plan-{key[:16]}.json"
     if cached.is_file():
-        return _read_plan(cached, spec, bindings, roots)
+        return _read_plan(cached, spec, everywhere, roots)
     runs: list[PlannedRun] = []
     finals: list[Stage] = []
     leaks: list[str] = []
     for method in methods:
         cls = registry.load("methods", method.name)
         for binding, entry in zip(bindings, spec.datasets, strict=True):
-            for run, stage in _runs_of(cls, method, spec, binding, entry, precision, store):
+            planned = _runs_of(cls, method, spec, binding, entry, precision, store)
+            tests = _tests_of(registry, spec, binding, outside)
+            for run, stage in _with_tests(planned, tests):
                 runs.append(run)
                 finals.append(stage)
                 leaks += [f"{run.method} fold {run.fold}: {leak}" for leak in find_leaks(stage)]
     if not runs:
         raise ConfigError(f"{spec.name}: no run; no method has the preset {spec.preset!r}")
-    plan = Plan(spec.name, runs, graph_of(finals), _by_name(bindings), roots, leaks)
+    plan = Plan(spec.name, runs, graph_of(finals), _by_name(everywhere), roots, leaks)
     write_json(cached, {
         "runs": [run.model_dump(mode="json") for run in runs],
         "nodes": to_json(plan.graph),
@@ -159,7 +168,7 @@ def _read_plan(
 
 
 def _bind(
-    entry: DatasetEntry, registry: Registry, store: Store, progress: Progress | None
+    entry: DatasetEntry | TestEntry, registry: Registry, store: Store, progress: Progress | None
 ) -> Binding:
     return bind(registry, entry.name, entry.path, entry.params, entry.split, store, progress)
 
@@ -202,6 +211,64 @@ def _runs_of(
                     final=final.digest,
                 ),
                 final,
+            )
+
+
+def _tests_of(
+    registry: Registry, spec: BenchSpec, home: Binding, outside: list[Binding]
+) -> list[tuple[ExternalTest, DataView]]:
+    """What models trained on `home` are tested on besides, with labels matched by name."""
+    from cxrbench.data.external import known_overlap, match_labels
+
+    tests = []
+    for binding, entry in zip(outside, spec.test_on, strict=True):
+        match = match_labels(home.labels, binding.labels, entry.label_map)
+        if not match.pairs:
+            raise ConfigError(
+                f"test_on {binding.dataset}: none of its labels ({', '.join(binding.labels)}) is known to be "
+                f"one of {home.dataset} ({', '.join(home.labels)}); pair them in label_map"
+            )
+        view = binding.view(fold=entry.fold, seed=0, skip_unreadable=spec.skip_unreadable)
+        view = replace(
+            view,
+            external=True,
+            labels=tuple(label for label, _ in match.pairs),
+            label_map=match.pairs,
+        )
+        classes = [registry.load("datasets", name) for name in (home.dataset, binding.dataset)]
+        test = ExternalTest(
+            dataset=binding.dataset,
+            version=binding.version,
+            params=binding.params,
+            revision=binding.revision,
+            split=binding.split,
+            split_digest=binding.split_digest,
+            fold=entry.fold,
+            label_map=dict(match.pairs),
+            unmatched_model=list(match.unmatched_model),
+            unmatched_data=list(match.unmatched_data),
+            overlap=known_overlap(*classes),
+            data_facts=binding.facts,
+        )
+        tests.append((test, view))
+    return tests
+
+
+def _with_tests(
+    planned: Iterator[tuple[PlannedRun, Stage]], tests: list[tuple[ExternalTest, DataView]]
+) -> Iterator[tuple[PlannedRun, Stage]]:
+    """Each run on its own data, and then on every other that its model is tested on."""
+    for run, final in planned:
+        yield run, final
+        predictions = final.inputs["predictions"]
+        for test, view in tests:
+            elsewhere = predict_elsewhere(predictions.inputs["model"], view)
+            scored = score(elsewhere, replicates=REPLICATES, seed=0, validation=predictions)
+            yield (
+                run.model_copy(
+                    update={"tested_on": test, "reported": None, "final": scored.digest}
+                ),
+                scored,
             )
 
 

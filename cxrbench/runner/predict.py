@@ -21,11 +21,12 @@ def predict_parts(
 ) -> dict[str, Any]:
     """Write one row an image of the validation and test parts: ids, part, targets, probabilities.
 
-    Labels are columns `target:<label>` (NaN where unknown) and `probability:<label>` (float64).
+    Labels are columns `target:<label>` (NaN where unknown) and `probability:<label>` (float64). Of
+    another data set there is a test part only, and targets of the labels alone that it has, too.
     """
     module.eval().to(device)
     frames, images, started = [], 0, time.monotonic()
-    for part in ("val", "test"):
+    for part in ("test",) if stage.data.external else ("val", "test"):
         rows, probabilities = _predict(module, data, part, device)
         frames.append(_frame(data, rows, probabilities, stage, part))
         images += len(rows)
@@ -81,7 +82,10 @@ def _frame(
         "part": part,
         "fold": stage.data.fold,
     }
-    for k, label in enumerate(index.labels):
-        columns[TARGET + label] = index.targets[rows, k].astype(np.float64)
+    names = dict(stage.data.label_map) or {label: label for label in stage.data.labels}
+    for k, label in enumerate(stage.inputs["model"].data.labels):
+        if label in names:
+            theirs = index.labels.index(names[label])
+            columns[TARGET + label] = index.targets[rows, theirs].astype(np.float64)
         columns[PROBABILITY + label] = probabilities[:, k]
     return pd.DataFrame(columns)

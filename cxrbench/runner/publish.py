@@ -45,6 +45,7 @@ def publish(store: Store, target: Path, *, dataset: str, methods: list[str]) -> 
                 str(record.changed),
                 record.split_digest,
                 str(record.seed),
+                str(record.tested_on and (record.tested_on.dataset, record.tested_on.split_digest)),
             )
             groups[key].append(record)
     if not groups:

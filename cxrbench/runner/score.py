@@ -15,15 +15,17 @@ from cxrbench.metrics.report import score_predictions
 TARGET, PROBABILITY = "target:", "probability:"
 
 
-def score(stage: Stage, predictions: Path, out: Path) -> dict[str, Any]:
-    """Write `scores.json` for a file of predictions."""
+def score(stage: Stage, predictions: Path, validation: Path, out: Path) -> dict[str, Any]:
+    """Write `scores.json` for a file of predictions; `validation` is the one whose validation part
+    thresholds are picked on, the same one unless the test images are of another data set."""
     table = pd.read_parquet(predictions)
     labels = [c.removeprefix(TARGET) for c in table.columns if c.startswith(TARGET)]
     if labels != list(stage.data.labels):
         raise DataError(f"{predictions}: has the labels {labels}; expected {stage.data.labels}")
     if table["image_id"].duplicated().any():
         raise DataError(f"{predictions}: an image stands twice; delete the artefact and run again")
-    test, val = table[table["part"] == "test"], table[table["part"] == "val"]
+    chosen = table if validation == predictions else pd.read_parquet(validation)
+    test, val = table[table["part"] == "test"], chosen[chosen["part"] == "val"]
     scores = score_predictions(
         labels=labels,
         target=_columns(test, TARGET, labels),

@@ -121,8 +121,12 @@ def _make(stage: Stage, context: Any, work: Path, out: Path) -> dict[str, Any]:
     if stage.kind == "score":
         from cxrbench.runner.score import score
 
-        predictions = context.artefact(stage.inputs["predictions"])
-        return score(stage, predictions / "predictions.parquet", out)
+        files = {
+            name: context.artefact(parent) / "predictions.parquet"
+            for name, parent in stage.inputs.items()
+        }
+        predictions = files["predictions"]
+        return score(stage, predictions, files.get("validation", predictions), out)
     from cxrbench.runner import execute
 
     if stage.kind == "fit":
