@@ -4,12 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from cxrbench.cli import app
-from cxrbench.core.errors import ConfigError
+from cxrbench.core.errors import ConfigError, MissingInputError, UsageError
 from cxrbench.core.record import read_records
 from cxrbench.core.stage import find_leaks
 from cxrbench.core.store import Store
@@ -91,19 +93,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return home, away
 
 
-def test_a_test_on_another_data_set_end_to_end(
-    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(scope="module")
+def trained(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with a model that was trained on one data set and tested on both."""
     home, away = folders
-    monkeypatch.setenv("CXRBENCH_HOME", str(tmp_path))
+    store = Store(tmp_path_factory.mktemp("store"))
     words = [
         "run", "--method", "small-difference", "--plugin", SMALL, "--preset", "quick", "--gpus", 0,
         "--dataset", "chestxray14", "--data", home, "--set", "recipe.epochs=1",
         "--test-on", "table", "--test-data", away, "--json",
     ]  # fmt: skip
-    done = CliRunner().invoke(app, [str(word) for word in words])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXRBENCH_HOME", str(store.root))
+        done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
-    store = Store(tmp_path)
+    return store
+
+
+def test_a_test_on_another_data_set_end_to_end(folders: tuple[Path, Path], trained: Store) -> None:
+    away, store = folders[1], trained
     records, _ = read_records(store.root / "records")
     own, other = sorted(records, key=lambda r: r.tested_on is not None)
     assert own.tested_on is None and other.tested_on is not None
@@ -185,3 +193,56 @@ def test_a_fit_on_the_tested_data_is_a_leak(folders: tuple[Path, Path], store: S
     run = next(run for run in plan.runs if run.tested_on)
     assert not find_leaks(plan.graph[run.final])
     assert json.loads(run.model_dump_json())["tested_on"]["dataset"] == "table"
+
+
+def test_a_trained_model_predicts_images_without_labels(
+    trained: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXRBENCH_HOME", str(trained.root))
+    films = Table.fake(tmp_path / "films", images=12, size=48, seed=9)
+    frame = pd.read_csv(films / "films.csv", dtype=str)[["path", "patient_id"]]
+    frame.insert(1, "image_id", ["=1+1", *frame["path"][1:]])
+    frame.assign(anything="").to_csv(films / "films.csv", index=False)
+    records, _ = read_records(trained.root / "records")
+    own = next(r for r in records if r.tested_on is None)
+    out = tmp_path / "found.csv"
+    words = ["predict", own.id, "--dataset", "table", "--data", films, "--gpus", 0, "--out", out,
+             "--set", "data.labels=[]", "--plugin", SMALL]  # fmt: skip
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    found = pd.read_csv(out)
+    assert list(found["image_id"]) == ["'=1+1", *frame["path"][1:]], "a spreadsheet runs nothing"
+    assert list(found["patient_id"]) == list(frame["patient_id"])
+    columns = [column for column in found if column.startswith("probability:")]
+    assert columns == [f"probability:{label}" for label in own.labels]
+    assert found[columns].to_numpy().min() >= 0 and found[columns].to_numpy().max() <= 1
+
+
+@pytest.mark.parametrize("out", ["found.txt", "found"])
+def test_predictions_are_a_csv_or_parquet(out: str, store: Store) -> None:
+    done = CliRunner().invoke(app, ["predict", "abc", "--dataset", "table", "--out", out])
+    assert isinstance(done.exception, UsageError) and ".csv" in str(done.exception)
+
+
+def test_a_model_that_is_not_there_is_said(store: Store) -> None:
+    done = CliRunner().invoke(app, ["predict", "abc", "--dataset", "table", "--out", "x.csv"])
+    assert isinstance(done.exception, MissingInputError) and "'abc'" in str(done.exception)
+
+
+def test_rewritten_images_are_exported(
+    folders: tuple[Path, Path], trained: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXRBENCH_HOME", str(trained.root))
+    records, _ = read_records(trained.root / "records")
+    own = next(r for r in records if r.tested_on is None)
+    key = next(s.key for s in own.stages if s.kind == "transform")
+    side = int(trained.meta(key)["facts"]["size"])
+    words = ["data", "export", "--stage", own.id, "--data", folders[0], "--size", side, "--out", tmp_path / "out"]  # fmt: skip
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    made = np.load(trained.artefact(key) / "images.npy")
+    table = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert len(table) == len(made) and set(table["split"]) == {"train", "val", "test"}
+    for row in (0, len(made) - 1):
+        image = np.asarray(Image.open(tmp_path / "out" / table["path"][row]))
+        np.testing.assert_array_equal(image, made[row])

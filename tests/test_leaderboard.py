@@ -139,7 +139,7 @@ def test_rows_are_ranked_by_auc_and_incomplete_ones_are_not(make_record: Make) -
 def test_rows_on_the_same_part_of_the_folds_are_ranked_with_a_note(make_record: Make) -> None:
     table = only([make_record(0.8), make_record(0.9, method="aecnn")])
     assert [(row.method, row.rank) for row in table.rows] == [("aecnn", 1), ("densenet121", 2)]
-    assert table.warnings == ["preliminary: ranked on fold 0 of 2 folds"]
+    assert table.warnings == ["preliminary: ranked on fold 0; the split has 2"]
     table = only([*folds(make_record, 0.8, 0.7), make_record(0.9, method="aecnn")])
     assert [(row.method, row.rank) for row in table.rows] == [("densenet121", 1), ("aecnn", None)]
     assert table.warnings == []

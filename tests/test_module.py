@@ -3,6 +3,7 @@
 import pickle
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, TenCrop
 
-from cxrbench.core.errors import DataError
+from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.spec import Augment, Recipe
 from cxrbench.data.augment import RandomView, fixed_view
 from cxrbench.data.index import Index
 from cxrbench.data.module import CxrDataModule, EpochBatches, ViewDataset
 from cxrbench.data.pixels import resize
+from cxrbench.metrics.boxes import box_of_mask
 
 ROWS = np.arange(100, 147)  # 47 rows, so that batches of 6 leave some over
 SIDE, SIZE, COUNT = 24, 16, 40
@@ -345,3 +347,41 @@ def test_a_rotation_stays_within_its_angle() -> None:
 def test_a_large_seed_is_taken() -> None:
     image = np.zeros((20, 20), np.uint8)
     assert RandomView(16, crop=True, augment=Augment())(image, 2**63 - 1).shape == (16, 16)
+
+
+def test_masks_move_with_their_images(pixels: Any) -> None:
+    """A mask that is the image's own bright part stays that in every view."""
+    bright = np.where(np.asarray(pixels) > 127, 255, 0).astype(np.uint8)
+    recipe = Recipe(batch_size=8, size=SIZE, load=SIDE, augment=Augment(rotate=20, shift=0.1))
+    data = CxrDataModule(
+        make_index(), bright, PARTS, recipe, size=SIZE, seed=0, workers=2, masks=bright
+    )
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        for batch in loader:
+            image, mask = batch["image"], batch["mask"]
+            assert mask.shape == image.shape and set(mask.unique().tolist()) <= {0, 255}
+            # The image is interpolated and the mask is not, so they differ at edges only.
+            assert ((image > 127) == (mask > 127)).float().mean() > 0.9
+            for film, box, known in zip(mask, batch["box"], batch["box_known"], strict=True):
+                expected = box_of_mask(film[0].numpy())
+                assert known == (expected is not None)
+                np.testing.assert_allclose(box, np.zeros(4) if expected is None else expected)
+
+
+def test_masks_have_no_ten_crops(pixels: Any) -> None:
+    recipe = Recipe(batch_size=8, size=SIZE, load=SIDE, test_view="ten_crop")
+    data = CxrDataModule(make_index(), pixels, PARTS, recipe, size=SIZE, seed=0, masks=pixels)
+    with pytest.raises(ConfigError, match="no ten crops"):
+        next(iter(data.test_dataloader()))
+
+
+def test_soft_targets_are_trained_on_and_never_scored(pixels: Any) -> None:
+    index = make_index()
+    soft = np.where(np.isnan(index.targets[:, 0]), 0.7, np.nan)
+    index = replace(index, frame=index.frame.assign(**{"soft:Edema": soft}))
+    data = CxrDataModule(index, pixels, PARTS, Recipe(batch_size=8, size=SIZE), size=SIZE, seed=0)
+    for loader, training in ((data.train_dataloader(), True), (data.test_dataloader(), False)):
+        for batch in loader:
+            unknown = torch.from_numpy(np.isnan(index.targets[batch["row"].numpy(), 0]))
+            assert (batch["known"][:, 0] == (~unknown | training)).all()
+            assert (batch["target"][unknown, 0] == (0.7 if training else 0.0)).all()

@@ -1,7 +1,6 @@
 """run, bench, plan and status."""
 
 import json
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -9,7 +8,7 @@ import typer
 
 from cxrbench.cli import common
 from cxrbench.cli.common import say
-from cxrbench.core.errors import SweepIncompleteError, UsageError
+from cxrbench.core.errors import UsageError
 from cxrbench.core.registry import Registry, normalise
 from cxrbench.core.store import Store
 
@@ -230,20 +229,12 @@ def _report(result: "Result", store: Store, *, as_json: bool) -> None:
         show_tables(records, [], store.root / "leaderboard" / result.plan.name)
     if result.records:
         say(f"{len(result.records)} new records below {store.root / 'records'}")
-    outcome = result.outcome
     unfinished = len(result.plan.runs) - len({r.final for r in records})
-    if unfinished and not outcome.failed and not outcome.interrupted:
-        say(f"{unfinished} of {len(result.plan.runs)} runs are not finished")
-    if outcome.interrupted:
-        say("stopped; the same command goes on from here")
-        raise typer.Exit(130 if outcome.interrupted == signal.SIGINT else 75)
-    if outcome.failed:
-        for failure in outcome.failed.values():
-            say(f"FAILED {failure['stage']}: {failure['error']}\n  log: {failure['log']}")
-        codes = {int(failure.get("exit_code") or 1) for failure in outcome.failed.values()}
-        if len(result.plan.runs) == 1 and len(codes) == 1:
-            raise typer.Exit(max(1, codes.pop()))
-        raise SweepIncompleteError(f"{unfinished} of {len(result.plan.runs)} runs are not finished")
+    text = f"{unfinished} of {len(result.plan.runs)} runs are not finished"
+    if unfinished and result.complete:
+        say(text)
+    alone = sum(planned.tested_on is None for planned in result.plan.runs) == 1
+    common.end_unfinished(result.outcome, sweep="" if alone else text)
 
 
 def plan(

@@ -1,5 +1,6 @@
 """Options and output that several commands share. Messages go to stderr, results to stdout."""
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cxrbench.core.errors import UsageError
+from cxrbench.core.errors import SweepIncompleteError, UsageError
 from cxrbench.core.registry import Registry
 
 if TYPE_CHECKING:
-    from cxrbench.runner.schedule import Status
+    from cxrbench.runner.schedule import Outcome, Status
 
 Plugin = Annotated[
     list[Path], typer.Option("--plugin", help="A loose file with a method or data set of your own.")
@@ -84,6 +85,23 @@ def wandb_mode(asked: str | None) -> str:
         return "online" if netrc.netrc().authenticators("api.wandb.ai") else "off"
     except (OSError, netrc.NetrcParseError):
         return "off"
+
+
+def end_unfinished(outcome: "Outcome", *, sweep: str = "") -> None:
+    """Say what failed or stopped, and leave with the code for it; nothing when all went well.
+
+    Several runs, which `sweep` tells the end of, have one code for any failure.
+    """
+    if outcome.interrupted:
+        say("stopped; the same command goes on from here")
+        raise typer.Exit(130 if outcome.interrupted == signal.SIGINT else 75)
+    for failure in outcome.failed.values():
+        say(f"FAILED {failure['stage']}: {failure['error']}\n  log: {failure['log']}")
+    codes = {int(failure.get("exit_code") or 1) for failure in outcome.failed.values()}
+    if outcome.failed and sweep:
+        raise SweepIncompleteError(sweep)
+    if codes:
+        raise typer.Exit(max(1, codes.pop()) if len(codes) == 1 else 1)
 
 
 def registry_of(plugins: list[Path]) -> Registry:

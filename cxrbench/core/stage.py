@@ -112,6 +112,12 @@ class Stage:
         """The artefact's folder name."""
         return f"{self.kind}-{self.name}-{self.digest[:16]}"
 
+    def view(self) -> DataView:
+        """The images that a transform made, as a view."""
+        if self.kind != "transform":
+            raise ConfigError(f"{self.key}: a {self.kind} makes no images")
+        return replace(self.data, images=self)
+
     def parents(self) -> Iterator["Stage"]:
         """The stages whose artefacts this one reads."""
         yield from self.inputs.values()
@@ -185,8 +191,7 @@ def transform(
     cls: type[Buildable], data: DataView, params: Frozen | None = None, **inputs: Stage
 ) -> DataView:
     """A new view: every image of `data` rewritten by `cls`, used exactly like the raw data."""
-    stage = _describe("transform", cls, data, params, inputs, "all", seeded=False)
-    return replace(data, images=stage)
+    return _describe("transform", cls, data, params, inputs, "all", seeded=False).view()
 
 
 def predict(model: Stage, home: DataView) -> Stage:

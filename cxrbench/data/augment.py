@@ -56,6 +56,12 @@ class RandomView:
         self._compose.set_random_seed(seed % 2**32)
         return np.asarray(self._compose(image=image)["image"], dtype=np.uint8)
 
+    def with_mask(self, image: Grey, mask: Grey, seed: int) -> tuple[Grey, Grey]:
+        """An image and its mask [L, L], moved alike; the mask stays 0 and 255."""
+        self._compose.set_random_seed(seed % 2**32)
+        both = self._compose(image=image, mask=mask)
+        return np.asarray(both["image"], dtype=np.uint8), np.asarray(both["mask"], dtype=np.uint8)
+
 
 def fixed_view(name: str, size: int) -> FixedView:
     """`whole` leaves [L, L]; `resize` and `center_crop` give [S, S]; `ten_crop` gives [10, S, S]."""

@@ -2,14 +2,16 @@
 
 Shapes: B batch, S side of a view, K labels. A batch is a dict of `image` uint8 [B, 1, S, S] (or
 [B, 10, 1, S, S] for ten crops), `target` float [B, K] with 0 where unknown, `known` bool [B, K],
-`row` int [B] (row of the index), `image_id` and `patient_id` lists of B strings.
+`row` int [B] (row of the index), `image_id` and `patient_id` lists of B strings. Of data sets with
+masks, for methods that ask for them: `mask` uint8 [B, 1, S, S] (255 inside the lungs), `box` float [B, 4]
+around both lungs (x0, y0, x1, y1 in shares of the side) and `box_known` bool [B] (some lung is in view).
 
 All randomness is a function of (seed, epoch, row): never of a generator's history, of the number of
 workers or of devices. So an interrupted training goes on exactly as if it had not been interrupted.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import cv2
 import lightning as L
@@ -24,7 +26,9 @@ from cxrbench.core.seed import derive_seed
 from cxrbench.core.spec import Recipe
 from cxrbench.data.augment import FixedView, RandomView, fixed_view
 from cxrbench.data.index import Index
+from cxrbench.metrics.boxes import box_of_mask
 
+Pixels = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
 WORKER_TIMEOUT = 300  # seconds until a silent loader process is an error
 
@@ -38,17 +42,25 @@ class Batch(TypedDict):
     row: Tensor
     image_id: list[str]
     patient_id: list[str]
+    mask: NotRequired[Tensor]
+    box: NotRequired[Tensor]
+    box_known: NotRequired[Tensor]
 
 
 class ViewDataset(Dataset[Batch]):
     """Gathers whole batches from the pixel cache; an item is (epoch, row)."""
 
     def __init__(
-        self, pixels: npt.NDArray[np.uint8], index: Index, view: FixedView | RandomView, seed: int
+        self,
+        pixels: Pixels,
+        index: Index,
+        view: FixedView | RandomView,
+        seed: int,
+        masks: Pixels | None = None,
     ) -> None:
         training = isinstance(view, RandomView)
         targets = index.training_targets if training else index.targets
-        self.pixels = pixels
+        self.pixels, self.masks = pixels, masks
         self.view = view
         self.seed = seed
         self.image_ids = index.image_ids
@@ -59,8 +71,15 @@ class ViewDataset(Dataset[Batch]):
     def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
         rows = np.asarray([row for _, row in items], dtype=np.int64)
         gathered = self.pixels[rows]  # [B, L, L], one read of the map
-        views = [self._view(g, *item) for g, item in zip(gathered, items, strict=True)]
-        return Batch(
+        seeds = [derive_seed(self.seed, "augment", epoch, row) for epoch, row in items]
+        masks: list[Pixels] = []
+        if self.masks is None:
+            views = [self._view(image, seed) for image, seed in zip(gathered, seeds, strict=True)]
+        else:
+            triples = zip(gathered, self.masks[rows], seeds, strict=True)
+            pairs = [self._both(*triple) for triple in triples]
+            views, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
+        batch = Batch(
             image=torch.from_numpy(np.stack(views)).unsqueeze(-3),  # the channel, before [S, S]
             target=torch.from_numpy(self.targets[rows]),
             known=torch.from_numpy(self.known[rows]),
@@ -68,23 +87,44 @@ class ViewDataset(Dataset[Batch]):
             image_id=[str(name) for name in self.image_ids[rows]],
             patient_id=[str(name) for name in self.patient_ids[rows]],
         )
+        if masks:
+            batch["mask"], batch["box"], batch["box_known"] = _mask_fields(masks)
+        return batch
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would travel as a copy of every pixel.
         state = self.__dict__.copy()
-        if isinstance(self.pixels, np.memmap) and self.pixels.filename is not None:
-            state["pixels"] = str(self.pixels.filename)
+        for name in ("pixels", "masks"):
+            if isinstance(state[name], np.memmap) and state[name].filename is not None:
+                state[name] = str(state[name].filename)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        for name in ("pixels", "masks"):
+            if isinstance(state[name], str):
+                state[name] = np.load(state[name], mmap_mode="r", allow_pickle=False)
         self.__dict__.update(state)
-        if isinstance(self.pixels, str):
-            self.pixels = np.load(self.pixels, mmap_mode="r", allow_pickle=False)
 
-    def _view(self, image: npt.NDArray[np.uint8], epoch: int, row: int) -> npt.NDArray[np.uint8]:
+    def _view(self, image: Pixels, seed: int) -> Pixels:
+        return self.view(image, seed) if isinstance(self.view, RandomView) else self.view(image)
+
+    def _both(self, image: Pixels, mask: Pixels, seed: int) -> tuple[Pixels, Pixels]:
         if isinstance(self.view, RandomView):
-            return self.view(image, derive_seed(self.seed, "augment", epoch, row))
-        return self.view(image)
+            return self.view.with_mask(image, mask, seed)
+        # Shrinking leaves grey at the edges.
+        return self.view(image), np.where(self.view(mask) > 127, 255, 0).astype(np.uint8)
+
+
+def _mask_fields(masks: list[Pixels]) -> tuple[Tensor, Tensor, Tensor]:
+    if masks[0].ndim != 2:
+        raise ConfigError("masks have no ten crops; use the test_view resize, center_crop or whole")
+    boxes = [box_of_mask(mask) for mask in masks]
+    found = [np.zeros(4) if box is None else box for box in boxes]
+    return (
+        torch.from_numpy(np.stack(masks)).unsqueeze(1),
+        torch.from_numpy(np.stack(found)).float(),
+        torch.tensor([box is not None for box in boxes]),
+    )
 
 
 def _as_is(batch: Batch) -> Batch:
@@ -167,7 +207,7 @@ class CxrDataModule(L.LightningDataModule):
     def __init__(
         self,
         index: Index,
-        pixels: npt.NDArray[np.uint8],
+        pixels: Pixels,
         parts: npt.NDArray[np.object_],
         recipe: Recipe,
         *,
@@ -175,9 +215,10 @@ class CxrDataModule(L.LightningDataModule):
         seed: int,
         workers: int = 0,
         fit_part: str = "train",
+        masks: Pixels | None = None,
     ) -> None:
         super().__init__()
-        self.index, self.pixels, self.recipe = index, pixels, recipe
+        self.index, self.pixels, self.masks, self.recipe = index, pixels, masks, recipe
         self.size, self.seed, self.workers = size, seed, workers
         self.rows = {part: np.flatnonzero(parts == part) for part in ("train", "val", "test")}
         if fit_part == "all":
@@ -205,7 +246,7 @@ class CxrDataModule(L.LightningDataModule):
         return self.trainer.global_rank, self.trainer.world_size
 
     def _loader(self, view: FixedView | RandomView, batches: EpochBatches) -> DataLoader[Batch]:
-        dataset = ViewDataset(self.pixels, self.index, view, self.seed)
+        dataset = ViewDataset(self.pixels, self.index, view, self.seed, self.masks)
         return DataLoader(
             dataset,
             batch_sampler=batches,

@@ -154,8 +154,9 @@ def _table(records: list[Record]) -> Table:
     first = records[0]
     warnings = _warnings(records)
     if ranked and not ranked[0].complete:
-        folds = ", ".join(str(fold) for fold in sorted({fold for fold, _ in shared}))
-        warnings.add(f"preliminary: ranked on fold {folds} of {first.folds} folds")
+        folds = sorted({fold for fold, _ in shared})
+        which = f"fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
+        warnings.add(f"preliminary: ranked on {which}; the split has {first.folds}")
     return Table(
         dataset=first.dataset,
         split=first.split,

@@ -56,6 +56,7 @@ class Method(L.LightningModule):
     # data set -> {"split", "source", "macro": {metric: value}, "labels": {label: auc}}
     reported: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     Params: ClassVar[type[MethodParams]] = MethodParams
+    needs_masks: ClassVar[bool] = False  # batches carry lung masks and boxes, too
     params: MethodParams
     # Set before a training. Lightning's own estimate makes the loader before a resumed training
     # knows its epoch, and so starts it with another order.

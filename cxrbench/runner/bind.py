@@ -104,8 +104,12 @@ def bind(
 ) -> Binding:
     """The binding of a data set; from the cache when neither code nor files have changed."""
     entry = registry.entry("datasets", name)
-    key = _cache_key(registry, entry.name, root, params, split, store)
-    cached = store.root / "cache" / f"binding-{key[:16]}.json"
+
+    def memory() -> Path:
+        key = _cache_key(registry, entry.name, root, params, split, store)
+        return store.root / "cache" / f"binding-{key[:16]}.json"
+
+    cached = memory()
     if cached.is_file():
         known = read_json(cached)
         if known["sources"] == _stamps(known["sources"]):
@@ -138,13 +142,9 @@ def bind(
             "warnings": list(counts["warnings"]),
         },
     )
-    # Opening may have written the split, which the key depends on.
-    key = _cache_key(registry, entry.name, root, params, split, store)
     sources = _stamps({str(path): None for path in opened.index.sources})
-    write_json(
-        store.root / "cache" / f"binding-{key[:16]}.json",
-        {"binding": binding.model_dump(mode="json"), "sources": sources},
-    )
+    # Asked anew: opening may have written the split, which the name depends on.
+    write_json(memory(), {"binding": binding.model_dump(mode="json"), "sources": sources})
     return binding
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxrbench.core.digest import digest
-from cxrbench.core.errors import DataError
+from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.registry import Registry
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import DataView, Stage
@@ -92,6 +92,27 @@ class Context:
         parts[skipped] = "unreadable"
         names = [str(opened.index.image_ids[row]) for row in skipped]
         return Material(opened, cache.images, parts, names)
+
+    def masks(self, view: DataView, size: int) -> npt.NDArray[np.uint8]:
+        """The lungs [N, L, L] of the raw images of a view: 255 inside, 0 outside."""
+        opened = self.open(view)
+        if view.images is not None:
+            raise ConfigError(f"{view.dataset}: its masks fit the raw images, not rewritten ones")
+        if not opened.cls.has_masks:
+            raise ConfigError(f"{view.dataset}: has no lung masks; use a data set that has them")
+
+        def read(row: int) -> npt.NDArray[np.uint8]:
+            mask: npt.NDArray[np.uint8] = opened.cls.read_mask(opened.index, row, size)
+            return mask
+
+        identity = {**_drawn_by(view), "of": "masks"}
+        cache = open_pixels(read, opened.contents, identity, size, self.store, _report)
+        if cache.unreadable:
+            listed = "\n  ".join(list(cache.unreadable.values())[:LISTED])
+            raise DataError(
+                f"{view.dataset}: {len(cache.unreadable)} masks cannot be read:\n  {listed}"
+            )
+        return cache.images
 
 
 def _drawn_by(view: DataView) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def data_module(stage: Stage, context: Context) -> tuple[CxrDataModule, list[str
         seed=stage.seed,
         workers=context.execution.workers,
         fit_part=stage.part,
+        masks=context.masks(stage.data, load) if cls.needs_masks else None,
     )
     return data, material.skipped
 
@@ -69,7 +70,7 @@ def run_predict(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     data, skipped = data_module(stage, context)
     module = load_module(model, context.artefact(model) / "model.safetensors")
     facts = predict_parts(module, data, out / "predictions.parquet", stage, device_of(context))
-    if stage.data.external:
+    if stage.data.label_map:
         facts["images_of_training_data"] = _shared_images(stage, context)
     return {**facts, "skipped_images": skipped}
 

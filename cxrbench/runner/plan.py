@@ -59,10 +59,11 @@ class Plan:
         return self.graph[run.final].ancestry()
 
     def missing(self, store: Store) -> Graph:
-        """The stages without an artefact that some unfinished run still needs."""
+        """The stages without an artefact that the last ones still need."""
         needed: Graph = {}
-        for run in self.runs:
-            for stage in _missing(self.graph[run.final], store):
+        used = {parent.digest for stage in self.graph.values() for parent in stage.parents()}
+        for final in self.graph.keys() - used:
+            for stage in _missing(self.graph[final], store):
                 needed[stage.digest] = stage
         return {d: s for d, s in self.graph.items() if d in needed}
 
@@ -182,6 +183,11 @@ def _runs_of(
     precision: str,
     store: Store,
 ) -> Iterator[tuple[PlannedRun, Stage]]:
+    if not binding.labels:
+        raise ConfigError(
+            f"{binding.dataset}: no label here, so nothing to train {cls.name} for or to score; "
+            f"`cxrbench predict` applies a trained model to such images"
+        )
     preset = method.preset or spec.preset
     where = f"method {cls.name}"
     asked = cls.resolve(preset, method.params, spec.recipe, where=where)

@@ -26,7 +26,7 @@ from cxrbench.core.registry import Registry, load_target
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
 from cxrbench.core.store import HOME_VARIABLE, Store, write_json
-from cxrbench.runner.graph import Graph, from_json
+from cxrbench.runner.graph import Graph, from_json, to_json
 from cxrbench.runner.tracking import log_summary
 
 
@@ -77,6 +77,7 @@ def build_stage(job: Job, stage: Stage, context: Any) -> None:
                 "digest": stage.digest,
                 "version": stage.version,
                 "source": _source(stage),
+                "nodes": to_json(stage.ancestry()),  # so that the artefact says how it was built
                 "facts": facts,
                 "cost": _cost(
                     stage,
