@@ -8,12 +8,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from cxrbench.core.errors import CxrbenchError
 from cxrbench.core.record import read_records
 from cxrbench.core.registry import Registry
 from cxrbench.core.spec import BenchSpec, Execution
 from cxrbench.core.store import Store
 from cxrbench.data.table import Table
+from cxrbench.leaderboard.collect import collect
 from cxrbench.runner.bench import Result, plan_bench, run_bench
+from cxrbench.runner.unfold import PlannedRun
 
 PLUGINS = Path(__file__).parent / "plugins"
 SMALL, STRIPED = PLUGINS / "small.py", PLUGINS / "striped.py"
@@ -67,10 +70,54 @@ def test_compute_and_transform_give_a_view_like_raw_data(tmp_path: Path) -> None
     )  # fmt: skip
     assert result.complete, result.outcome.failed
     kinds = [stage.kind for stage in result.plan.graph.values()]
-    assert kinds == ["compute", "transform", "fit", "predict", "score"]
+    assert kinds == ["compute", "transform", "fit", "predict", "score", "compute"]
     facts = result.plan.bindings.popitem()[1].facts["counts"]
     mean = next(s for s in result.plan.graph.values() if s.kind == "compute")
+    assert mean.part == "train"
     assert store.meta(mean.key)["facts"]["images"] == facts["train"]["images"]
+
+
+def test_views_analyses_and_other_data_to_fit_on(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    films = Striped.fake(tmp_path / "films")
+    result = bench(
+        store, [SMALL, STRIPED], Execution(threads=1), recipe={"epochs": 1}, datasets=PHANTOM,
+        methods=["small-difference", {"name": "small", "views": ["small-difference"]}, "small-pretrained"],
+        externals=[{"name": "striped", "path": str(films)}],
+    )  # fmt: skip
+    assert result.complete, result.outcome.failed
+    records, _ = read_records(store.root / "records")
+    own, viewed, pretrained = sorted(records, key=lambda r: (not r.analyses, not r.views))
+    assert own.method == "small-difference" and set(own.analyses) == {"tested films"}
+    counted = own.analyses["tested films"].facts["images"]
+    assert counted == own.data_facts["counts"]["test"]["images"], (
+        "an analysis may read the test part"
+    )
+    assert [view["name"] for view in viewed.views] == ["small-difference"]
+    rewritten = [{s.key for s in r.stages if s.kind == "transform"} for r in (own, viewed)]
+    assert rewritten[0] == rewritten[1] != set(), "a view is built once for all who read it"
+    names = {row.name for row in collect(records)[0].rows}
+    assert any(name.startswith("small on small-difference (") for name in names)
+    assert [s.kind for s in pretrained.stages] == ["fit", "fit", "predict", "score"]
+    fits = list(result.plan.stages_of(_run_of(result, "small-pretrained")).values())
+    assert [s.data.external for s in fits if s.kind == "fit"] == [True, False]
+
+
+def _run_of(result: Result, method: str) -> PlannedRun:
+    return next(run for run in result.plan.runs if run.method == method)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"methods": ["small-pretrained"]}, "--external striped=DIR"),
+        ({"methods": ["small"], "views": ["small"]}, "small rewrites no images"),
+        ({"methods": ["small"], "views": ["small-diference"]}, "small-difference"),
+    ],
+)
+def test_what_a_plan_lacks_is_said(spec: dict[str, object], says: str, tmp_path: Path) -> None:
+    with pytest.raises(CxrbenchError, match=says):
+        bench(Store(tmp_path), [SMALL], Execution(), datasets=PHANTOM, **spec)
 
 
 def test_a_failure_blocks_only_what_needs_it(tmp_path: Path) -> None:

@@ -65,6 +65,12 @@ def run(
         typer.Option(help="32-true, 16-mixed or bf16-mixed. (default: as the machine can)"),
     ] = None,
     settings: common.Settings = [],  # noqa: B006 - typer copies it
+    view: Annotated[
+        list[str], typer.Option(help="What rewrites the images first; several are a chain.")
+    ] = [],  # noqa: B006
+    external: Annotated[
+        list[str], typer.Option(help="NAME=DIR: a data set that parts of the method are fitted on.")
+    ] = [],  # noqa: B006
     test_on: Annotated[
         str | None, typer.Option(help="Another data set that the model is tested on besides.")
     ] = None,
@@ -114,6 +120,8 @@ def run(
             ],
             "seeds": [seed],
             "recipe": chosen["recipe"],
+            "views": view,
+            "externals": [_external(word) for word in external],
             "test_on": _test_on(test_on, test_data, test_split, chosen["test"], label_map),
             "skip_unreadable": skip_unreadable,
         },
@@ -121,6 +129,14 @@ def run(
     )
     execution = _execution(gpus, devices, accelerator, 1, workers, wandb, spec.name)
     _run_spec(spec, registry, execution, mode, dry_run=dry_run, as_json=as_json)
+
+
+def _external(word: str) -> dict[str, Any]:
+    """The entry of `externals` in a specification."""
+    name, sign, folder = word.partition("=")
+    if not name or (sign and not folder):
+        raise UsageError(f"--external {word}: expected NAME=DIR")
+    return {"name": name, "path": Path(folder) if sign else None}
 
 
 def _test_on(
@@ -169,7 +185,7 @@ def _spec(path: Path, registry: Registry, only: list[str], data: list[str]) -> "
 
     spec = narrow(read_spec(path), registry, only)
     folders = {}
-    every: list[Any] = [*spec.datasets, *spec.test_on]
+    every: list[Any] = [*spec.datasets, *spec.test_on, *spec.externals]
     for word in data:
         name, sign, folder = word.partition("=")
         if not sign or normalise(name) not in {normalise(e.name) for e in every}:
@@ -183,6 +199,7 @@ def _spec(path: Path, registry: Registry, only: list[str], data: list[str]) -> "
         update={
             "datasets": [placed(entry) for entry in spec.datasets],
             "test_on": [placed(entry) for entry in spec.test_on],
+            "externals": [placed(entry) for entry in spec.externals],
         }
     )
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from cxrbench.core.frozen import Frozen
 
-Preset = Literal["paper", "tuned", "quick"]
+Preset = Literal["paper", "code", "tuned", "quick"]
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
 
 
@@ -109,12 +109,30 @@ class TestEntry(Frozen):
     label_map: dict[str, str] = {}
 
 
-class MethodEntry(Frozen):
-    """A method of a benchmark with its own settings."""
+class ExternalEntry(Frozen):
+    """Another data set that parts of methods are fitted on, such as a detector of lungs."""
+
+    name: str
+    split: str = ""
+    path: Path | None = None
+    params: dict[str, Any] = {}
+
+
+class ViewEntry(Frozen):
+    """What rewrites the images before a method sees them: aligned, cropped, restored."""
 
     name: str
     preset: Preset | None = None
     params: dict[str, Any] = {}
+
+
+class MethodEntry(Frozen):
+    """A method of a benchmark with its own settings; `views` stand for the benchmark's when given."""
+
+    name: str
+    preset: Preset | None = None
+    params: dict[str, Any] = {}
+    views: list[str | ViewEntry] | None = None
 
 
 class BenchSpec(Frozen):
@@ -131,5 +149,7 @@ class BenchSpec(Frozen):
     datasets: list[DatasetEntry] = Field(min_length=1)
     seeds: list[int] = Field([0], min_length=1)
     recipe: dict[str, Any] = {}
+    views: list[str | ViewEntry] = []
+    externals: list[ExternalEntry] = []
     test_on: list[TestEntry] = []
     skip_unreadable: bool = False

@@ -15,7 +15,7 @@ from cxrbench.core.frozen import Frozen
 from cxrbench.core.seed import derive_seed
 
 Kind = Literal["compute", "fit", "transform", "predict", "score"]
-Part = Literal["train", "all"]
+Part = Literal["train", "val", "test", "all"]
 
 
 class Buildable(Protocol):
@@ -30,7 +30,8 @@ class Buildable(Protocol):
 class DataView:
     """One fold of one data set, or of a transformed copy of it; describes, holds no pixels.
 
-    `root_seed` serves only to derive the seeds of stages and is not part of the view's identity.
+    `root_seed` (from which stages derive their seeds) and `externals` (other data sets that the user has
+    given for fitting on, by name) are no part of the view's identity.
     """
 
     dataset: str
@@ -47,6 +48,16 @@ class DataView:
     label_map: tuple[tuple[str, str], ...] = ()
     root_seed: int = 0
     images: "Stage | None" = None
+    externals: Mapping[str, "DataView"] = field(default_factory=dict)
+
+    def beside(self, name: str) -> "DataView":
+        """Another data set that the user has given for fitting on; ConfigError when there is none."""
+        if name not in self.externals:
+            raise ConfigError(
+                f"this needs the data set {name} beside {self.dataset}; pass --external {name}=DIR, or "
+                f"list it under `externals` in the benchmark's file"
+            )
+        return self.externals[name]
 
     def at(self, *, fold: int) -> "DataView":
         """The same data at another fold."""

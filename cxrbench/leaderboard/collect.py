@@ -53,9 +53,11 @@ class Row:
             # A change laid over every stage is shown once.
             if not any(key.endswith(f".{other}") for other in self.changed)
         ]
+        over = " on ".join(str(view["name"]) for view in reversed(self.records[0].views))
         precision = self.records[0].params.get("recipe", {}).get("precision", "32-true")
         extra = [self.preset, *shown, *([precision] if precision != "32-true" else [])]
-        return f"{self.method} ({', '.join(extra)})"
+        method = f"{self.method} on {over}" if over else self.method
+        return f"{method} ({', '.join(extra)})"
 
     @property
     def done(self) -> int:
@@ -141,6 +143,7 @@ def _table(records: list[Record]) -> Table:
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         key = [record.method, record.method_version, record.preset, canonical_json(record.params)]
+        key.append(canonical_json(record.views))
         groups[canonical_json(key)].append(record)
     rows = [_row(group) for group in groups.values()]
     for row in rows:
@@ -227,10 +230,12 @@ def _value(values: dict[Fold, float], interval: tuple[float, float] | None = Non
 
 
 def _baseline(name: str, row: Row, rows: list[Row]) -> Row | None:
-    """The newest row of a baseline with this row's preset and budget; None when there is none."""
+    """The newest row of a baseline on the raw images with this row's preset and budget, or None."""
     same = [
         r for r in rows
-        if (r.method, r.preset) == (name, row.preset) and _budget(r) == _budget(row)
+        if (r.method, r.preset) == (name, row.preset)
+        and _budget(r) == _budget(row)
+        and not r.records[0].views
     ]  # fmt: skip
     return max(same, key=lambda r: r.records[-1].created, default=None)
 

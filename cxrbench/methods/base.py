@@ -86,6 +86,18 @@ class Method(L.LightningModule):
         return fit(cls, data, params)
 
     @classmethod
+    def view(cls, data: DataView, params: Any) -> DataView:
+        """The images as this method rewrites them, for any other method to read."""
+        raise ConfigError(
+            f"{cls.name} rewrites no images; a view is what aligns, crops or restores"
+        )
+
+    @classmethod
+    def analyses(cls, data: DataView, params: Any, model: Stage) -> Mapping[str, Stage]:
+        """What is measured or drawn beside the scores: `compute` stages by name."""
+        return {}
+
+    @classmethod
     def image_size(cls, params: Any) -> tuple[int, int]:
         """(side at which images are read, side of a view of them) in pixels."""
         return params.recipe.load, params.recipe.size

@@ -47,6 +47,7 @@ def read_spec(path: Path) -> BenchSpec:
         update={
             "datasets": [beside(entry) for entry in spec.datasets],
             "test_on": [beside(entry) for entry in spec.test_on],
+            "externals": [beside(entry) for entry in spec.externals],
         }
     )
 
@@ -105,10 +106,10 @@ def run_bench(
             store.discard(stage.key)
             store.clear_partial(stage.key)
 
-    def scored(digest: str) -> None:
+    def built(digest: str) -> None:
         # At once: what a later fault interrupts has its record already.
-        records.extend(write_records(plan, store, only=digest, again=again))
+        records.extend(write_records(plan, store, after=digest, again=again))
 
     if mode != "collect" and plan.missing(store):
-        outcome = run_plan(plan, store, registry, execution, show=show, tell=tell, scored=scored)
+        outcome = run_plan(plan, store, registry, execution, show=show, tell=tell, built=built)
     return Result(plan, outcome, records + write_records(plan, store))

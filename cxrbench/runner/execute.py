@@ -88,12 +88,12 @@ def _shared_images(stage: Stage, context: Context) -> list[str]:
 
 
 def run_compute(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
-    """A statistic of the training part."""
+    """A statistic of the training part, or an analysis of another."""
     cls = load_target(stage.target)
     computation: Computation = cls(cls.Params.parse(dict(stage.params), where=stage.key))
     material = context.material(stage.data, computation.image_size())
-    keep = material.parts == "train" if stage.part == "train" else material.parts != "unreadable"
-    rows = np.flatnonzero(keep)
+    whole = material.parts != "unreadable"
+    rows = np.flatnonzero(whole if stage.part == "all" else material.parts == stage.part)
     inputs = {name: context.artefact(parent) for name, parent in stage.inputs.items()}
     targets = material.opened.index.targets[rows]
     chosen = ChosenImages(material.pixels, rows)

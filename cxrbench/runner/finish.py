@@ -7,32 +7,44 @@ from typing import Any
 from cxrbench.core.provenance import collect_provenance, utc_now
 from cxrbench.core.record import RETRACTED, ExternalTest, Record, StageRecord, write_record
 from cxrbench.core.store import Store, read_json
-from cxrbench.runner.plan import Plan, PlannedRun, binding_key
+from cxrbench.runner.plan import Plan, binding_key
+from cxrbench.runner.unfold import PlannedRun
 
 DROP = 0.02  # a validation AUC this far above the test AUC is worth a warning
 
 
 def write_records(
-    plan: Plan, store: Store, *, only: str | None = None, again: bool = False
+    plan: Plan, store: Store, *, after: str | None = None, again: bool = False
 ) -> list[Path]:
     """A record for each finished run that has none; with `again` one more for those that have.
 
-    `only` is the digest of the one score that is meant.
+    `after` is the digest of the stage that was just built: only runs that it completes are meant, with
+    all their analyses. Without it, at the end, a run whose analysis failed has its record, too.
     """
     written = []
     for run in plan.runs:
-        if only not in (None, run.final) or not store.has(plan.graph[run.final].key):
+        last = {run.final, *run.analyses.values()}
+        built = {digest for digest in last if store.has(plan.graph[digest].key)}
+        if run.final not in built or (after is not None and (after not in last or built != last)):
             continue
         folder = store.root / "records"
         lock = store.lock(f"record-{run.final[:16]}")
         lock.acquire(wait=True)
         try:
             known = find_records(store, run)
-            if again or not known:
+            if again or not known or _has_more(run, built, known, plan):
                 written.append(write_record(folder, _record(plan, run, store)))
         finally:
             lock.release()
     return written
+
+
+def _has_more(run: PlannedRun, built: set[str], known: list[Path], plan: Plan) -> bool:
+    """Whether an analysis is there that no record of the run has: it had failed before."""
+    if not run.analyses:
+        return False
+    held = {key for path in known for key in read_json(path).get("analyses", {})}
+    return any(name not in held for name, digest in run.analyses.items() if digest in built)
 
 
 def find_records(store: Store, run: PlannedRun) -> list[Path]:
@@ -48,7 +60,8 @@ def _record(plan: Plan, run: PlannedRun, store: Store) -> Record:
     # Of a test on another data set, the thresholds come from the data that was trained on.
     view = final.inputs.get("validation", final).data
     binding = plan.bindings[binding_key(view)]
-    stages = [_stage_record(stage.key, store) for stage in plan.stages_of(run).values()]
+    stages = [_stage_record(stage.key, store) for stage in final.ancestry().values()]
+    analyses = {name: plan.graph[digest].key for name, digest in run.analyses.items()}
     scores = read_json(store.artefact(final.key) / "scores.json")
     return Record(
         id=uuid.uuid4().hex[:12],
@@ -73,6 +86,10 @@ def _record(plan: Plan, run: PlannedRun, store: Store) -> Record:
         seed=run.seed,
         data_facts=binding.facts,
         tested_on=run.tested_on,
+        views=run.views,
+        analyses={
+            name: _stage_record(key, store) for name, key in analyses.items() if store.has(key)
+        },
         final=run.final,
         stages=stages,
         scores=scores,

@@ -23,7 +23,9 @@ def to_json(graph: Graph) -> list[dict[str, Any]]:
     """The nodes, parents first, edges as digests."""
     nodes = []
     for digest, stage in graph.items():
-        data = {**asdict(replace(stage.data, images=None)), "params": dict(stage.data.params)}
+        bare = replace(stage.data, images=None, externals={})
+        data = {**asdict(bare), "params": dict(stage.data.params)}
+        del data["externals"]  # those that were used are stages of the graph themselves
         data["labels"] = list(stage.data.labels)
         data["images"] = stage.data.images.digest if stage.data.images else None
         nodes.append(

@@ -63,13 +63,13 @@ def run_plan(
     *,
     show: Callable[[Status], None] = lambda status: None,
     tell: Callable[[str], None] = lambda line: None,
-    scored: Callable[[str], None] = lambda digest: None,
+    built: Callable[[str], None] = lambda digest: None,
 ) -> Outcome:
     """Build all missing stages; returns when all are built, failed or blocked.
 
-    `scored` is called with the digest of each score as soon as it is there.
+    `built` is called with the digest of each stage as soon as it is there.
     """
-    sweep = _Sweep(plan, store, registry, execution, tell, scored)
+    sweep = _Sweep(plan, store, registry, execution, tell, built)
     with _signals() as caught:
         while sweep.step() and not caught:
             show(sweep.status())
@@ -91,10 +91,10 @@ class _Sweep:
         registry: Registry,
         execution: Execution,
         tell: Callable[[str], None],
-        scored: Callable[[str], None],
+        built: Callable[[str], None],
     ) -> None:
         self.plan, self.store, self.registry, self.execution = plan, store, registry, execution
-        self.tell, self.scored = tell, scored
+        self.tell, self.built = tell, built
         self.pending: Graph = plan.missing(store)
         self.total = len(self.pending)
         self.engine = LocalEngine(execution)
@@ -181,8 +181,7 @@ class _Sweep:
                 if self.store.has(stage.key):
                     self.outcome.done.append(stage.digest)
                     self.tell(f"done   {stage.key}")
-                    if stage.kind == "score":
-                        self.scored(stage.digest)
+                    self.built(stage.digest)
                 else:
                     if self.outcome.interrupted:
                         self.tell(f"stopped {stage.key}")

@@ -7,7 +7,7 @@ from torch import nn
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.spec import Augment, MethodParams, Recipe
 from cxrbench.core.stage import compute, fit, transform
-from cxrbench.methods.base import Classifier
+from cxrbench.methods.base import Classifier, weights_in
 
 RECIPE = Recipe(
     epochs=4,
@@ -97,9 +97,33 @@ class SmallOnDifference(Small):
     presets = {"quick": {}}
 
     @classmethod
+    def view(cls, data, params):
+        return transform(Difference, data, mean=compute(MeanFilm, data))
+
+    @classmethod
     def stages(cls, data, params):
-        mean = compute(MeanFilm, data)
-        return fit(cls, transform(Difference, data, mean=mean), params)
+        return fit(cls, cls.view(data, params), params)
+
+    @classmethod
+    def analyses(cls, data, params, model):
+        return {"tested films": compute(MeanFilm, data, part="test", model=model)}
+
+
+class SmallPretrained(Small):
+    """The small network, begun with what it learned on another data set."""
+
+    name = "small-pretrained"
+    version = 1
+    presets = {"quick": {}}
+
+    @classmethod
+    def stages(cls, data, params):
+        return fit(cls, data, params, teacher=fit(Small, data.beside("striped"), params))
+
+    def receive(self, inputs):
+        weights = weights_in(inputs["teacher"])
+        body = {name: value for name, value in weights.items() if not name.startswith("net.8")}
+        self.load_state_dict(body, strict=False)
 
 
 class SmallLeak(Small):
