@@ -72,7 +72,9 @@ class Record(Frozen):
     seed: int
     data_facts: dict[str, Any]
     tested_on: ExternalTest | None = None
-    views: list[dict[str, Any]] = []  # what rewrote the images, in order: name, version, preset, params
+    views: list[
+        dict[str, Any]
+    ] = []  # what rewrote the images, in order: name, version, preset, params
     analyses: dict[str, StageRecord] = {}  # pictures and measurements beside the scores
     final: Name
     stages: list[StageRecord]

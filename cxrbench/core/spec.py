@@ -48,7 +48,7 @@ class Recipe(Frozen):
     augment: Augment = Augment()
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     sync_batchnorm: bool = False
-    train_view: Literal["random_crop", "resize"] = "random_crop"
+    train_view: Literal["whole", "random_crop", "resize"] = "random_crop"
     validation_view: Literal["whole", "resize", "center_crop"] = "resize"
     test_view: Literal["whole", "resize", "center_crop", "ten_crop"] = "resize"
     select: Literal["val_loss", "val_auc"] = "val_loss"

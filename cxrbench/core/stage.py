@@ -205,10 +205,11 @@ def transform(
     return _describe("transform", cls, data, params, inputs, "all", seeded=False).view()
 
 
-def predict(model: Stage, home: DataView) -> Stage:
+def predict(model: Stage, home: DataView, on: DataView | None = None) -> Stage:
     """Probabilities of a fitted model for the validation and test parts of a run's own view.
 
-    The model's images are read (aligned, cropped), but never at another split or fold than `home`.
+    The images of `on` are read (the model's own: aligned, cropped), but never at another split or fold
+    than `home`.
     """
     return Stage(
         kind="predict",
@@ -216,7 +217,7 @@ def predict(model: Stage, home: DataView) -> Stage:
         target=model.target,
         version=model.version,
         params=model.params,
-        data=replace(home, images=model.data.images),
+        data=replace(home, images=(on or model.data).images),
         inputs={"model": model},
     )
 

@@ -286,9 +286,8 @@ class CxrDataModule(L.LightningDataModule):
             batches.set_epoch(loop.epoch_progress.current.processed)
             # At an epoch's end the count of its batches still stands, though the next one begins.
             batches.skip = loop.epoch_loop.batch_progress.current.ready % len(batches)
-        view = RandomView(
-            self.size, crop=recipe.train_view == "random_crop", augment=recipe.augment
-        )
+        side = self.pixels.shape[-1] if recipe.train_view == "whole" else self.size
+        view = RandomView(side, crop=recipe.train_view == "random_crop", augment=recipe.augment)
         return self._loader(view, batches)
 
     def evaluation_dataloader(self, part: str, view: str) -> DataLoader[Batch]:

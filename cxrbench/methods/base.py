@@ -93,8 +93,13 @@ class Method(L.LightningModule):
         )
 
     @classmethod
+    def tested_on(cls, data: DataView, params: Any, model: Stage) -> DataView:
+        """The images that the model is tested on: those that it was trained on, unless said."""
+        return model.data
+
+    @classmethod
     def analyses(cls, data: DataView, params: Any, model: Stage) -> Mapping[str, Stage]:
-        """What is measured or drawn beside the scores: `compute` stages by name."""
+        """What is measured or drawn beside the scores: `compute` or `score` stages by name."""
         return {}
 
     @classmethod

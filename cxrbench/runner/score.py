@@ -37,7 +37,7 @@ def score(stage: Stage, predictions: Path, validation: Path, out: Path) -> dict[
         seed=stage.seed,
     )
     write_json(out / "scores.json", scores)
-    return {"images": len(test)}
+    return {"images": len(test), "macro": scores["macro"]}
 
 
 def _columns(table: pd.DataFrame, prefix: str, labels: list[str]) -> npt.NDArray[np.float64]:

@@ -93,7 +93,8 @@ def unfold(setting: Setting, method: MethodEntry) -> Iterator[Unfolded]:
             for view in views:
                 data = view.cls.view(data, view.settled.params)
             model = cls.stages(data, settled.params)
-            final = score(predict(model, home), replicates=REPLICATES, seed=0)
+            tested = cls.tested_on(data, settled.params, model)
+            final = score(predict(model, home, tested), replicates=REPLICATES, seed=0)
             analyses = dict(cls.analyses(data, settled.params, model))
             run = PlannedRun(
                 method=cls.name,

@@ -1,0 +1,79 @@
+"""FMix (Harris et al., 2020) on DenseNet121: images of a batch mixed by low-frequency masks."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cxrbench.core.spec import Augment
+from cxrbench.methods.base import Batch
+from cxrbench.methods.densenet121 import BL5, QUICK, TUNED, BackboneClassifier, BackboneParams
+from cxrbench.nn.backbones import to_unit
+from cxrbench.nn.fmix import Mixed, cutmix, fmix, mixup
+from cxrbench.nn.losses import masked_bce
+
+# The whole 256-px image, neither cropped nor mirrored nor brightened; the rest as BL5.
+WHOLE = BL5.model_copy(update={"train_view": "whole", "augment": Augment()})
+
+
+class FMixParams(BackboneParams):
+    """How images are mixed, and how often: `probability` a batch."""
+
+    mix: Literal["fmix", "mixup", "cutmix"] = "fmix"
+    probability: float = Field(1.0, ge=0, le=1)
+    alpha: float = Field(1.0, gt=0)  # lam ~ Beta(alpha, alpha)
+    decay: float = Field(3.0, gt=0)  # of the mask's spectrum
+    official_spectrum: bool = False  # the published code's quirk: see nn/fmix.py
+
+
+class FMix(BackboneClassifier):
+    """DenseNet121 on images mixed by FMix masks; mixup and CutMix by `params.mix`."""
+
+    name = "fmix"
+    version = 1
+    paper = "Harris et al., 2020; recipe: Bagal's re-implementation of Ranjan et al., ICVGIP 2018"
+    Params = FMixParams
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"recipe": WHOLE.model_dump()},
+        "tuned": {
+            "probability": 0.5,
+            "recipe": TUNED.model_copy(update={"epochs": 40}).model_dump(),
+        },
+        "quick": {"pretrained": "none", "probability": 0.5, "recipe": QUICK.model_dump()},
+    }
+    reported = {
+        "chestxray14": {
+            "split": "official",
+            "source": "Bagal's re-implementation of AE-CNN, Table 1, FMix",
+            "macro": {"auc": 0.8131},
+            "labels": {
+                "Atelectasis": 0.7810, "Cardiomegaly": 0.8593, "Consolidation": 0.7481,
+                "Edema": 0.8533, "Effusion": 0.8326, "Emphysema": 0.9229, "Fibrosis": 0.8283,
+                "Hernia": 0.9220, "Infiltration": 0.7000, "Mass": 0.8164, "Nodule": 0.7671,
+                "Pleural_Thickening": 0.7806, "Pneumonia": 0.7147, "Pneumothorax": 0.8570,
+            },
+        },
+    }  # fmt: skip
+    params: FMixParams
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """lam * BCE(y) + (1 - lam) * BCE(y of the image that was mixed in)."""
+        image = to_unit(batch["image"])
+        if torch.rand(()) >= self.params.probability:
+            return super().losses(batch)
+        mixed = self._mix(image)
+        logits = self(mixed.image)
+        target, known = batch["target"], batch["known"]
+        own = masked_bce(logits, target, known)
+        other = masked_bce(logits, target[mixed.permutation], known[mixed.permutation])
+        return {"loss": mixed.lam * own + (1 - mixed.lam) * other}
+
+    def _mix(self, image: Tensor) -> Mixed:
+        p = self.params
+        if p.mix == "mixup":
+            return mixup(image, alpha=p.alpha)
+        if p.mix == "cutmix":
+            return cutmix(image, alpha=p.alpha)
+        return fmix(image, alpha=p.alpha, decay=p.decay, official_spectrum=p.official_spectrum)
