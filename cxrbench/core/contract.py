@@ -24,7 +24,9 @@ class Computation(Protocol):
     ) -> dict[str, Any]:
         """Read uint8 `images` [N, S, S] and `targets` [N, K], write files to `out`, return facts.
 
-        `images` has a length and gives arrays for slices; only what is sliced is read. `inputs` are the folders of earlier artefacts.
+        `images` has a length and gives arrays for slices; only what is sliced is read. Its `index` says
+        what is known of the images besides, `masks()` gives their lungs where `has_masks`, and `dataset` is
+        the data set's class. `inputs` are the folders of earlier artefacts.
         """
 
 

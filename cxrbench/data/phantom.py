@@ -11,7 +11,7 @@ from pydantic import Field
 from cxrbench.core.frozen import Frozen
 from cxrbench.data.base import CxrDataset
 from cxrbench.data.index import Index
-from cxrbench.data.painter import FINDINGS, Study, paint_image, sample_cohort
+from cxrbench.data.painter import FINDINGS, Film, Study, paint, paint_image, sample_cohort
 
 
 class PhantomParams(Frozen):
@@ -32,6 +32,7 @@ class Phantom(CxrDataset):
     needs_root = False
     licence = "drawn by cxrbench"
     phantom = True
+    has_masks = True
 
     @classmethod
     def read_index(cls, root: Path | None, params: Frozen) -> Index:
@@ -55,6 +56,16 @@ class Phantom(CxrDataset):
     def read_image(cls, index: Index, row: int, size: int) -> npt.NDArray[np.uint8]:
         study: Study = index.frame["study"].to_numpy()[row]
         return paint_image(study, size)
+
+    @classmethod
+    def read_mask(cls, index: Index, row: int, size: int) -> npt.NDArray[np.uint8]:
+        """Both lungs as they were drawn, behind the heart and the diaphragm left out."""
+        return (cls.truth(index, row, size).lungs * np.uint8(255)).astype(np.uint8)
+
+    @classmethod
+    def truth(cls, index: Index, row: int, size: int) -> Film:
+        """All that is known of a film: lungs, boxes of findings, affine, blur."""
+        return paint(index.frame["study"].to_numpy()[row], size)
 
     @classmethod
     def fake(

@@ -9,10 +9,10 @@ import torch
 
 from cxrbench.core.contract import Computation, Transformation
 from cxrbench.core.registry import load_target
-from cxrbench.core.stage import Stage
+from cxrbench.core.stage import DataView, Stage
 from cxrbench.data.module import CxrDataModule
 from cxrbench.methods.base import Method
-from cxrbench.runner.context import Context
+from cxrbench.runner.context import Context, Material
 from cxrbench.runner.predict import predict_parts
 from cxrbench.runner.training import load_module, train
 
@@ -20,10 +20,25 @@ CHUNK = 64  # images that a transform is given at once
 
 
 class ChosenImages:
-    """Rows of a memory map as uint8 [N, S, S]: a slice reads only its own images."""
+    """Rows of a memory map as uint8 [N, S, S]: a slice reads only its own images.
 
-    def __init__(self, pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> None:
-        self._pixels, self._rows = pixels, rows
+    `index` [N] and `dataset` say what is known of them besides, such as the finding boxes of drawn films
+    (`dataset.truth(index, row, size)`).
+    """
+
+    def __init__(
+        self, material: Material, rows: npt.NDArray[np.int64], view: DataView, context: Context
+    ) -> None:
+        self._pixels, self._rows = material.pixels, rows
+        self._view, self._context = view, context
+        self.dataset = material.opened.cls
+        self.index = material.opened.index.select(np.isin(np.arange(len(material.parts)), rows))
+        self.has_masks = bool(self.dataset.has_masks) and view.images is None
+
+    def masks(self) -> npt.NDArray[np.uint8]:
+        """The lungs of the images [N, S, S]: 255 inside. Raw images of data sets with masks only."""
+        side = self._pixels.shape[-1]
+        return np.asarray(self._context.masks(self._view, side)[self._rows])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -96,7 +111,7 @@ def run_compute(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     rows = np.flatnonzero(whole if stage.part == "all" else material.parts == stage.part)
     inputs = {name: context.artefact(parent) for name, parent in stage.inputs.items()}
     targets = material.opened.index.targets[rows]
-    chosen = ChosenImages(material.pixels, rows)
+    chosen = ChosenImages(material, rows, stage.data, context)
     return computation.compute(chosen, targets, inputs, out, stage.seed)
 
 
