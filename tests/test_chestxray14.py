@@ -2,7 +2,9 @@
 
 import gzip
 import os
+import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cxrbench.core.errors import DataError, MissingInputError
+from cxrbench.core.errors import DataError, MissingInputError, UsageError
 from cxrbench.core.store import Store
+from cxrbench.data import chestxray14, csvfile
 from cxrbench.data import splits as splits_module
-from cxrbench.data.chestxray14 import (
+from cxrbench.data.chestxray14 import ChestXray14, ChestXray14Params
+from cxrbench.data.chestxray14_files import (
+    BOXES,
     LABELS,
     POSITIVES,
-    ChestXray14,
-    ChestXray14Params,
+    label_facts,
+    read_boxes,
     read_labels,
+    read_lists,
 )
 from cxrbench.data.csvfile import read_csv, read_names
 from cxrbench.data.index import Index
@@ -306,27 +312,300 @@ def test_a_loop_of_links_ends(tmp_path):
     assert len(read(tmp_path)) == 3
 
 
+def test_capitals_are_the_same_image_and_other_names_are_counted(tmp_path):
+    write_csv(tmp_path / "Data_Entry_2017.csv")
+    write_images(tmp_path / "images")
+    (tmp_path / "images" / NAMES[0]).rename(tmp_path / "images" / NAMES[0].upper())
+    write_images(tmp_path / "images", ["00000001_000 (1).png", "x.png"])
+    index = read(tmp_path)
+    assert list(index.image_ids) == NAMES
+    assert index.path(0).name == NAMES[0].upper()
+    assert index.notes["strange_names"] == 2
+    told = {p.what.split(":")[0]: (p.severity, p.count) for p in ChestXray14.check(index)}
+    assert told["PNG files are passed over"] == ("warning", 2)
+
+
+@pytest.mark.parametrize("where", [0, 2])
+def test_single_images_of_another_size_are_no_version(tmp_path, where):
+    names = [f"00000003_{n:03d}.png" for n in range(5)]
+    rows = [f"{name},Mass,0,3,60,M,PA,1,1,1,1" for name in names]
+    write_csv(tmp_path / "Data_Entry_2017.csv", rows=[*ROWS, *rows])
+    write_images(tmp_path / "images_001")
+    write_images(tmp_path / "images_002", names)
+    write_images(tmp_path / "images_002", [names[where]], size=30)
+    assert len(read(tmp_path)) == 8
+
+
 @pytest.fixture(scope="module")
-def fake(tmp_path_factory) -> Path:
-    return ChestXray14.fake(tmp_path_factory.mktemp("nih"), images=60, size=32)
+def fakes(tmp_path_factory) -> dict[str, Path]:
+    """The miniature in every layout."""
+    return {
+        variant: ChestXray14.fake(tmp_path_factory.mktemp(variant), images=60, variant=variant)
+        for variant in ChestXray14.variants
+    }
 
 
-def test_the_miniature_is_read_verified_and_split(fake, tmp_path):
-    index = read(fake)
+@pytest.fixture(scope="module")
+def fake(fakes) -> Path:
+    return fakes["nih"]
+
+
+def test_the_usual_miniature_comes_first_and_others_have_names(tmp_path):
+    assert ChestXray14.variants == ("nih", "kaggle", "flat", "zoogzog", "idiap")
+    usual = ChestXray14.fake(tmp_path / "a", images=24, size=32)
+    named = ChestXray14.fake(tmp_path / "b", images=24, size=32, variant="nih")
+    files = [path.relative_to(usual) for path in sorted(usual.rglob("*")) if path.is_file()]
+    assert len(files) == 24 + 4
+    assert all((usual / f).read_bytes() == (named / f).read_bytes() for f in files)
+    with pytest.raises(UsageError, match=r"no layout 'kagle'.*did you mean 'kaggle'"):
+        ChestXray14.fake(tmp_path / "c", variant="kagle")
+
+
+@pytest.mark.parametrize("variant", ChestXray14.variants)
+def test_every_miniature_is_read_verified_and_split(fakes, tmp_path, variant):
+    index = read(fakes[variant])
     assert len(index) == 60
-    assert len({path.split("/")[0] for path in index.frame["path"]}) > 1
-    modes = {Image.open(index.path(row)).mode for row in range(60)}
-    assert modes == {"L", "RGBA"}
     assert {p.severity for p in verify_dataset(ChestXray14, index)} <= {"warning", "info"}
+    with Image.open(index.path(0)) as image:
+        assert image.mode == "RGBA"
     for name in ("official", "cv5"):
         split, facts = find_split(ChestXray14, index, name, "r", Store(tmp_path))
         assert facts["coverage"] == {"present": 60, "promised": 112_120}
         assert not facts["complete"]
         for fold in range(split.folds):
             assert set(split.parts(index, fold)) == {"train", "val", "test"}
-    listed = set(read_names(fake / "test_list.txt"))
     official, _ = find_split(ChestXray14, index, "official", "r", Store(tmp_path))
-    assert set(index.image_ids[official.parts(index, 0) == "test"]) == listed
+    tested = set(index.image_ids[official.parts(index, 0) == "test"])
+    assert tested == set(read_lists(fakes[variant], 3)["test"])
+    # All layouts hold the same images with the same labels.
+    same = read(fakes["nih"])
+    assert list(index.image_ids) == list(same.image_ids)
+    np.testing.assert_array_equal(index.targets, same.targets)
+
+
+def raw(root: Path, name: str) -> bytes:
+    data = next(root.rglob(name)).read_bytes()
+    return gzip.decompress(data) if name.endswith(".gz") else data
+
+
+def test_the_miniatures_hold_the_traps_of_the_download(fakes):
+    folders = {v: {p.rpartition("/")[0] for p in read(fakes[v]).frame["path"]} for v in fakes}
+    archives = [f"images_{n:03d}" for n in range(1, 13)]
+    assert folders["nih"] == folders["kaggle"] == {f"{a}/images" for a in archives}
+    assert folders["zoogzog"] == set(archives)
+    assert folders["flat"] == {"images"}
+    assert len(folders["idiap"]) > 1
+    assert all(re.fullmatch(r"images/000\d\d", folder) for folder in folders["idiap"])
+
+    header = raw(fakes["nih"], "Data_Entry_2017_v2020.csv").split(b"\n")[0].decode()
+    assert header == HEADER.replace("Gender", "Sex")
+    kaggle = raw(fakes["kaggle"], "Data_Entry_2017.csv").decode().splitlines()
+    assert kaggle[0] == HEADER + "," and all(line.endswith(",") for line in kaggle)
+    assert any(",414," in line for line in kaggle)
+    flat = raw(fakes["flat"], "Data_Entry_2017_v2020.csv")
+    assert flat.startswith(b"\xef\xbb\xbf") and flat.count(b"\r\n") == flat.count(b"\n") == 62
+    assert " " in fakes["flat"].name and not fakes["flat"].name.isascii()
+    zoogzog = raw(fakes["zoogzog"], "Data_Entry_2017.csv").decode().splitlines()
+    assert not zoogzog[0].endswith(",") and all(line.endswith(",") for line in zoogzog[1:])
+    assert "Y," in zoogzog[1]
+    assert b'"OriginalImage[Width,Height]"' in raw(fakes["idiap"], "Data_Entry_2017_v2020.csv.gz")
+    assert all(not raw(fakes[v], "test_list.txt").endswith(b"\n") for v in ("nih", "kaggle"))
+    assert raw(fakes["kaggle"], "BBox_List_2017.csv").startswith(
+        b"Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
+    )
+
+    sizes = {Image.open(read(fakes["flat"]).path(row)).size for row in range(60)}
+    assert sizes == {(64, 64), (64, 48)}
+    for variant in ("kaggle", "flat"):
+        notes = read(fakes[variant]).notes
+        assert (notes["rows_without_image"], notes["strange_names"]) == (1, 1)
+        assert any(path.endswith(".PNG") for path in read(fakes[variant]).frame["path"])
+    assert not any(p.what.startswith("rows of") for p in ChestXray14.check(read(fakes["nih"])))
+
+
+def test_boxes_of_the_miniature_lie_on_its_findings(fakes):
+    path = fakes["nih"] / "BBox_List_2017.csv"
+    assert "Infiltrate," in path.read_text()
+    boxes, frame = read_boxes(path), read(fakes["nih"]).frame.set_index("image_id")
+    assert list(boxes.columns) == ["image_id", "finding", "x", "y", "w", "h"]
+    assert set(boxes["finding"]) <= set(BOXES) and "Infiltration" in set(boxes["finding"])
+    for image, finding in zip(boxes["image_id"], boxes["finding"], strict=True):
+        assert frame.at[image, finding] == 1
+    assert set(boxes["image_id"]) <= set(read_names(fakes["nih"] / "test_list.txt"))
+    assert (boxes["x"] + boxes["w"]).max() <= 1024 and boxes["w"].max() > 100
+
+
+BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
+
+
+@pytest.mark.parametrize("end", ["", ",,,"])
+@pytest.mark.parametrize(
+    "header",
+    [BOX_HEADER, BOX_HEADER.rstrip(","), BOX_HEADER.replace("Bbox [x,y,w,h]", '"Bbox [x,y,w,h]"')],
+)
+def test_boxes_are_read_in_each_form_of_the_list(tmp_path, header, end):
+    rows = [
+        f"00000003_001.png,Infiltrate,1.5,2,30,40.25{end}",
+        f"00000003_001.png,Mass,0,0,1,1{end}",
+    ]
+    boxes = read_boxes(write_csv(tmp_path / "boxes.csv", header, rows))
+    assert boxes.to_numpy().tolist() == [
+        ["00000003_001.png", "Infiltration", 1.5, 2, 30, 40.25],
+        ["00000003_001.png", "Mass", 0, 0, 1, 1],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            "00000003_001.png,Masses,1,2,3,4",
+            "line 3: unknown finding 'Masses'; did you mean 'Mass'",
+        ),
+        ("3.png,Mass,1,2,3,4", "line 3: '3.png' is no image"),
+        ("00000003_001.png,Mass,1,2,three,4", r"line 3: 'three' is no number \(w\)"),
+        ("00000003_001.png,Mass,1,2,3,inf", r"line 3: 'inf' is no number \(h\)"),
+        ("00000003_001.png,Mass,-1,2,3,4", "line 3: .*outside the film"),
+        ("00000003_001.png,Mass,1,2,0,4", "line 3: .*outside the film"),
+        ("00000003_001.png,Mass,1000,2,25,4", "line 3: .*outside the film"),
+        ("00000003_001.png,Mass,1,1000,25,24.5", "line 3: .*outside the film"),
+        ("00000003_001.png,Mass,1,2,3", "line 3: 5 fields, but the header has 6"),
+    ],
+)
+def test_bad_boxes_are_errors_with_line_and_become_findings(tmp_path, row, message):
+    good = "00000003_001.png,Mass,1,2,3,4"
+    path = write_csv(tmp_path / "BBox_List_2017.csv", BOX_HEADER, [good, row])
+    with pytest.raises(DataError, match=f"BBox_List_2017.csv: {message}"):
+        read_boxes(path)
+    write_csv(tmp_path / "Data_Entry_2017.csv")
+    write_images(tmp_path)
+    told = [p for p in ChestXray14.check(read(tmp_path)) if p.severity == "error"]
+    assert len(told) == 1 and "BBox_List_2017.csv: line 3" in told[0].what
+
+
+def test_columns_of_boxes_in_another_order_are_refused(tmp_path):
+    path = write_csv(
+        tmp_path / "b.csv", BOX_HEADER.replace("w,h", "h,w"), ["00000003_001.png,Mass,1,2,3,4"]
+    )
+    with pytest.raises(DataError, match=r"b.csv: columns .*; expected Bbox \[x,y,w,h\]"):
+        read_boxes(path)
+
+
+def test_boxes_that_the_labels_deny_are_found(fakes, tmp_path):
+    root = tmp_path / "d"
+    shutil.copytree(fakes["nih"], root)
+    path = root / "BBox_List_2017.csv"
+    index = read(root)
+    assert not [p for p in ChestXray14.check(index) if "deny" in p.what]
+    image = index.image_ids[index.frame["Mass"] == 0][0]
+    path.write_text(path.read_text() + f"{image},Mass,1,2,3,4\n")
+    (told,) = [p for p in ChestXray14.check(index) if "deny" in p.what]
+    assert (told.severity, told.names) == ("warning", (f"{image} (Mass)",))
+    index.notes["label_release"] = "v2020"
+    (told,) = [p for p in ChestXray14.check(index) if "deny" in p.what]
+    assert told.severity == "error"
+
+
+def test_lists_of_another_length_are_told(fake):
+    told = {p.what: p.severity for p in ChestXray14.check(read(fake))}
+    names, boxes = (
+        len(read_names(fake / "test_list.txt")),
+        len(read_boxes(fake / "BBox_List_2017.csv")),
+    )
+    assert told[f"{names:,} names in test_list.txt, published 25,596"] == "warning"
+    assert told[f"{boxes:,} boxes in BBox_List_2017.csv, published 984"] == "warning"
+    assert sum("box" in what for what in told) == 1
+
+
+@pytest.mark.parametrize("masses", [0, 10_000])
+def test_more_boxes_of_a_finding_than_published_are_an_error(fake, monkeypatch, masses):
+    # Of the list as a whole there are more than published, or fewer.
+    few = dict.fromkeys(LABELS, 0) | {"Nodule": 1, "Mass": masses}
+    monkeypatch.setattr(chestxray14, "BOXES", few)
+    told = {p.what: p.severity for p in ChestXray14.check(read(fake)) if "of Nodule" in p.what}
+    held = int((read_boxes(fake / "BBox_List_2017.csv")["finding"] == "Nodule").sum())
+    assert told == {f"{held} boxes of Nodule in BBox_List_2017.csv, published 1": "error"}
+
+
+def facts(healthy: int, rows: int = 112_120, **other) -> dict:
+    """Notes of an index, as if the label file had these counts."""
+    return {
+        "labels_file": "labels.csv",
+        "label_release": other.get("release", "unknown"),
+        "label_rows": rows,
+        "label_patients": other.get("patients", 30_805),
+        "rows_without_finding": healthy,
+        "label_positives": other.get("positives", {}),
+    }
+
+
+def check(notes: dict) -> list[tuple[str, str]]:
+    frame = read_labels_of_rows().assign(path="")
+    index = Index("chestxray14", frame, LABELS, None, notes)
+    return [(p.severity, p.what) for p in ChestXray14.check(index) if "ages over" not in p.what]
+
+
+def read_labels_of_rows():
+    with tempfile.TemporaryDirectory() as folder:
+        return read_labels(write_csv(Path(folder) / "labels.csv"))
+
+
+def test_the_release_of_the_labels_is_said():
+    ((severity, what),) = check(facts(60_361, release="v2020", positives=POSITIVES["v2020"]))
+    assert severity == "info"
+    assert (
+        what == "labels.csv: 60,361 of 112,120 rows without a finding: labels of the release v2020"
+    )
+    ((severity, what),) = check(facts(60_412, release="2017", positives=POSITIVES["2017"]))
+    assert severity == "warning"
+    assert "release 2017; 181 images have others in v2020" in what
+    ((severity, what),) = check(facts(60_400))
+    assert severity == "warning"
+    assert "60,400 of 112,120 rows without a finding is no known release: 60,361 (v2020)" in what
+    assert check(facts(3, rows=100, release="partial")) == [
+        ("warning", "100 rows in labels.csv, whose release cannot be told, published 112,120")
+    ]
+    assert check(facts(3, rows=112_121))[0][0] == "error"
+
+
+@pytest.mark.parametrize("release", ["v2020", "2017"])
+def test_labels_that_contradict_their_release_are_errors(release):
+    healthy = {"v2020": 60_361, "2017": 60_412}[release]
+    wrong = {**POSITIVES[release], "Cardiomegaly": 2_775}
+    (_, *told) = check(facts(healthy, release=release, positives=wrong, patients=30_806))
+    want = {"v2020": "2,776", "2017": "2,772"}[release]
+    assert told == [
+        ("error", f"2,775 of Cardiomegaly in labels.csv, published {want}"),
+        ("error", "30,806 patients in labels.csv, published 30,805"),
+    ]
+
+
+def test_facts_of_a_label_file():
+    notes = label_facts(read_labels_of_rows())
+    assert notes == {
+        "label_release": "partial",
+        "label_rows": 3,
+        "label_patients": 2,
+        "rows_without_finding": 1,
+        "label_positives": dict.fromkeys(LABELS, 0)
+        | {"Cardiomegaly": 1, "Emphysema": 1, "Pleural_Thickening": 1},
+    }
+
+
+def test_label_files_are_bounded_and_regular(tmp_path, monkeypatch):
+    monkeypatch.setattr(csvfile, "MOST_BYTES", 2**20)
+    (tmp_path / "x.csv.gz").write_bytes(gzip.compress(b"a,b\n" + b"0,1\n" * 2**20))
+    with pytest.raises(DataError, match=r"x\.csv\.gz: over 1 MiB of text"):
+        read_csv(tmp_path / "x.csv.gz")
+    (tmp_path / "y.csv").write_bytes(b"a,b\n" + b"0,1\n" * 2**18)
+    with pytest.raises(DataError, match=r"y\.csv: over 1 MiB of text"):
+        read_csv(tmp_path / "y.csv")
+    os.mkfifo(tmp_path / "z.csv")
+    with pytest.raises(DataError, match=r"z\.csv: not a file of text"):
+        read_csv(tmp_path / "z.csv")
+    (tmp_path / "broken.csv.gz").write_bytes(gzip.compress(b"a,b\n1,2\n")[:10] + b"\xff" * 40)
+    with pytest.raises(DataError, match=r"broken\.csv\.gz: unreadable"):
+        read_csv(tmp_path / "broken.csv.gz")
 
 
 def test_official_is_cut_from_the_lists_where_no_file_is_committed(fake, tmp_path, monkeypatch):
@@ -338,7 +617,7 @@ def test_official_is_cut_from_the_lists_where_no_file_is_committed(fake, tmp_pat
     assert set(index.image_ids[parts == "test"]) == set(read_names(fake / "test_list.txt"))
     assert 0 < (parts == "val").sum() < (parts == "train").sum()
 
-    bare = Index(index.dataset, index.frame, index.labels, tmp_path)
+    bare = Index(index.dataset, index.frame, index.labels, tmp_path, index.notes)
     with pytest.raises(MissingInputError, match=r"no test_list\.txt or train_val_list.txt"):
         ChestXray14.make_split("official", bare)
 
@@ -374,8 +653,9 @@ def test_the_real_label_file_has_the_published_counts():
     frame = read_labels(path)
     assert len(frame) == 112_120
     assert frame["patient_id"].nunique() == 30_805
-    assert {k: int(frame[k].sum()) for k in LABELS} == POSITIVES
-    assert (frame[list(LABELS)].sum(axis=1) == 0).sum() == 60_361
+    assert {k: int(frame[k].sum()) for k in LABELS} == POSITIVES["v2020"]
+    assert label_facts(frame)["label_release"] == "v2020"
+    assert label_facts(frame)["rows_without_finding"] == 60_361
     assert frame["sex"].value_counts().to_dict() == {"M": 63_340, "F": 48_780}
     assert frame["view_position"].value_counts().to_dict() == {"PA": 67_310, "AP": 44_810}
     assert (frame["age"].min(), frame["age"].max()) == (0, 95)
@@ -385,13 +665,37 @@ def test_the_real_label_file_has_the_published_counts():
         1008,
         8035,
     )
-    index = Index(
-        "chestxray14", frame.assign(path=""), LABELS, path.parent, {"label_release": "v2020"}
-    )
-    assert ChestXray14.check(index) == []
-    frame.loc[0, "Cardiomegaly"] = 0.0
-    wrong = Index("chestxray14", frame.assign(path=""), LABELS, path.parent, index.notes)
-    assert [p.what for p in ChestXray14.check(wrong)] == ["2,775 of Cardiomegaly, published 2,776"]
+    notes = {"labels_file": path.name, **label_facts(frame)}
+    index = Index("chestxray14", frame.assign(path=""), LABELS, path.parent, notes)
+    # The release, and nothing against it; lists and boxes lie beside it.
+    assert [p.severity for p in ChestXray14.check(index)] == ["info"]
+    # The findings of the boxes are what v2020 has more than the 2017 release.
+    boxes = read_boxes(path.with_name("BBox_List_2017.csv.gz"))
+    assert (len(boxes), boxes["image_id"].nunique()) == (984, 880)
+    assert boxes["image_id"].str[:8].nunique() == 726
+    lists = read_lists(path.parent, 0)
+    assert {part: len(names) for part, names in lists.items()} == {
+        "test": 25_596,
+        "train_val": 86_524,
+    }
+    assert set(boxes["image_id"]) <= set(lists["test"])
+
+
+@pytest.mark.data
+def test_the_real_lists_of_chexnet_hold_the_release_of_2017():
+    path = SAMPLES / "nih_meta" / "chexnet_arnoweng_78468_11219_22433.csv.gz"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    frame = read_csv(path)
+    frame[list(LABELS)] = frame[list(LABELS)].astype(float)
+    notes = label_facts(frame.assign(patient_id=frame["image"].str[:8]))
+    assert notes["label_release"] == "2017"
+    assert notes["rows_without_finding"] == 60_412
+    assert notes["label_positives"] == POSITIVES["2017"]
+    boxes = read_boxes(path.with_name("BBox_List_2017.csv.gz"))
+    marks = frame.set_index("image")
+    pairs = zip(boxes["image_id"], boxes["finding"], strict=True)
+    assert len({image for image, finding in pairs if not marks.at[image, finding]}) == 181
 
 
 @pytest.mark.data

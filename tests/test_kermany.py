@@ -1,21 +1,23 @@
-"""Kermany in Kaggle's and Mendeley's names: patients, classes, folders, copies."""
+"""Kermany in Kaggle's and Mendeley's names: patients, classes, folders, copies, colours, twins."""
 
-import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from cxrbench.core.errors import DataError, MissingInputError
+from cxrbench.core.digest import digest_file
+from cxrbench.core.errors import ConfigError, DataError, MissingInputError
 from cxrbench.core.store import Store
-from cxrbench.data.index import Index
+from cxrbench.data.index import Index, join_twins
 from cxrbench.data.kermany import Kermany, KermanyParams, _parse
-from cxrbench.data.splits import find_split
+from cxrbench.data.pixels import decode
+from cxrbench.data.splits import NONE, find_split
 from cxrbench.data.verify import verify_dataset
 
-SAMPLES = Path(os.environ.get("CXRBENCH_SAMPLES", Path(__file__).parents[2] / "shared" / "data"))
 KAGGLE = {
     "train/NORMAL/IM-0115-0001.jpeg": "IM-0115",
     "train/NORMAL/IM-0127-0001-0002.jpeg": "IM-0127",
@@ -177,13 +179,167 @@ def test_counts_are_held_against_the_published_ones(tmp_path):
     ]
 
 
-def test_the_miniature_is_read_verified_and_split(tmp_path):
+def contents(index: Index) -> list[str]:
+    return [digest_file(index.path(row)) for row in range(len(index))]
+
+
+def painted(base: Path, modes: dict[str, str]) -> Path:
+    """Files of a Pillow mode each; "?" is no image at all."""
+    for name, mode in modes.items():
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        if mode == "?":
+            (base / name).write_bytes(b"no image")
+        else:
+            Image.new(mode, (20, 20), 90).save(base / name, "JPEG")
+    return base
+
+
+def test_colour_files_are_kept_or_dropped_by_their_header(tmp_path):
+    grey, colour = list(KAGGLE)[:4], "train/PNEUMONIA/person12_virus_35.jpeg"
+    late, damaged = "val/PNEUMONIA/person1946_bacteria_4874.jpeg", "train/NORMAL/IM-0127-0001.jpeg"
+    # Three channels are what the paper's loader saw; four are another thing.
+    odd = "train/PNEUMONIA/person13_virus_1.jpeg"
+    modes = dict.fromkeys(grey, "L") | {colour: "RGB", late: "RGB", damaged: "?", odd: "CMYK"}
+    painted(tmp_path, modes)
+    whole = (tmp_path / colour).read_bytes()
+    # Only the header is read: the rest may be damaged.
+    (tmp_path / colour).write_bytes(whole[: whole.index(b"\xff\xda")])
+    assert "rgb_dropped" not in read(tmp_path).notes
+    assert set(read(tmp_path).image_ids) == set(modes)
+    index = read(tmp_path, rgb="drop")
+    assert set(index.image_ids) == {*grey, damaged, odd}
+    assert index.notes["rgb_dropped"] == {"train/PNEUMONIA": 1, "val/PNEUMONIA": 1}
+    # The counts are the download's, so that a dropped file is not called missing.
+    assert index.notes["folders"] == {"train": 7, "val": 1, "test": 0}
+    assert index.notes["coverage"]["present"] == 8
+    assert set(read(tmp_path, rgb="drop", task="etiology").image_ids) == {grey[3], odd}
+
+
+def test_dropping_all_of_a_class_is_an_error(tmp_path):
+    names = ["train/NORMAL/IM-0115-0001.jpeg", "train/PNEUMONIA/person12_virus_35.jpeg"]
+    painted(tmp_path, {names[0]: "L", names[1]: "RGB"})
+    with pytest.raises(DataError, match=r"all 1 files of PNEUMONIA have three.*data.rgb=keep"):
+        read(tmp_path, rgb="drop")
+    painted(tmp_path, dict.fromkeys(names, "RGB"))
+    with pytest.raises(DataError, match="all 1 files of NORMAL have three"):
+        read(tmp_path, rgb="drop")
+    # A copy without any healthy child has none to lose.
+    some = {
+        "train/PNEUMONIA/person1_virus_1.jpeg": "L",
+        "train/PNEUMONIA/person2_virus_2.jpeg": "RGB",
+    }
+    assert len(read(painted(tmp_path / "sick", some), rgb="drop")) == 1
+
+
+@pytest.mark.parametrize(
+    ("dropped", "folders", "found"),
+    [
+        ({"train/PNEUMONIA": 280, "val/PNEUMONIA": 3}, (5216, 16, 624), []),
+        ({"train/PNEUMONIA": 282}, (5216, 16, 624), ["282 files of three channels are left out"]),
+        ({}, (5216, 16, 624), ["0 files of three channels are left out, published 283"]),
+        ({"train/PNEUMONIA": 10}, (100, 0, 0), []),
+        ({"train/PNEUMONIA": 284}, (4000, 16, 624), ["284 files of three channels"]),
+        ({"train/NORMAL": 4}, (100, 0, 0), ["where the original has none"]),
+        ({"test/PNEUMONIA": 4}, (100, 0, 0), ["where the original has none"]),
+    ],
+)
+def test_dropped_files_are_held_against_the_papers_number(dropped, folders, found):
+    frame = _parse(Path("x"), list(KAGGLE))[1].assign(path="", pneumonia=0.0)
+    notes = {
+        "version": "kaggle",
+        "folders": dict(zip(("train", "val", "test"), folders, strict=True)),
+        "rgb_dropped": dropped,
+    }
+    index = Index("kermany", frame, ("pneumonia",), Path("x"), notes)
+    problems = [p for p in Kermany.check(index) if "three channels" in p.what]
+    assert {p.severity for p in problems} <= {"error"}
+    assert len(problems) == len(found)
+    assert all(what in p.what for what, p in zip(found, problems, strict=True))
+
+
+def test_patients_of_one_image_stay_together_in_official(tmp_path):
+    # Of 0 to 59 these validate alone (see above): 0, 1, 40, 49, 51, 59.
+    names = [f"train/PNEUMONIA/person{n}_virus_{n}.jpeg" for n in range(60)]
+    names += ["test/NORMAL/IM-0001-0001.jpeg", "test/PNEUMONIA/person900_virus_1.jpeg"]
+    index = read(make(tmp_path, names))
+    alone = Kermany.make_split("official", index).assignment.set_index("patient_id")["part"]
+    assert alone[["virus-1", "virus-7"]].tolist() == ["val", "train"]
+
+    for twin, other in (("virus-1", "virus-7"), ("virus-30", "virus-59")):
+        rows = [list(index.patient_ids).index(patient) for patient in (twin, other)]
+        hashes = list(index.image_ids)
+        hashes[rows[1]] = hashes[rows[0]]
+        joined = join_twins(index, hashes)
+        assert joined.notes["patients_joined_by_identical_images"] == 2
+        parts = Kermany.make_split("official", joined).assignment.set_index("patient_id")["part"]
+        # The unit's part is that of its smallest id, and nobody else moves.
+        assert parts[twin] == parts[other] == alone[twin]
+        assert parts.drop([twin, other]).equals(alone.drop([twin, other]))
+
+
+def test_a_training_twin_of_a_tested_image_is_in_no_part(tmp_path):
+    names = [f"train/PNEUMONIA/person{n}_virus_{n}.jpeg" for n in range(60)]
+    # Two images of patient 5, one of which is the test image of patient 900, and a twin of the other.
+    names += ["train/PNEUMONIA/person5_virus_500.jpeg", "test/NORMAL/IM-0001-0001.jpeg"]
+    names += ["test/PNEUMONIA/person900_virus_1.jpeg"]
+    index = read(make(tmp_path, names))
+    where = {name: row for row, name in enumerate(index.image_ids)}
+    hashes = list(index.image_ids)
+    hashes[where["test/PNEUMONIA/person900_virus_1.jpeg"]] = hashes[where[names[5]]]
+    hashes[where[names[60]]] = hashes[where[names[33]]]
+    split = Kermany.make_split("official", join_twins(index, hashes))
+    part_of = split.assignment.set_index("patient_id")["part"]
+    assert sorted(part_of.index[part_of == NONE]) == ["virus-33", "virus-5"]
+    assert sorted(part_of.index[part_of == "test"]) == ["IM-0001", "virus-900"]
+    assert "are in no part" in split.rule
+    # The other split has no fixed test part: all three are kept, in one fold.
+    folds = Kermany.make_split("cv5", join_twins(index, hashes)).assignment
+    assert (
+        folds.set_index("patient_id")["part"][["virus-5", "virus-33", "virus-900"]].nunique() == 1
+    )
+
+
+@pytest.mark.parametrize("variant", Kermany.variants)
+def test_every_miniature_holds_its_traps(tmp_path, variant):
+    Kermany.fake(tmp_path, images=60, size=32, variant=variant)
+    index = read(tmp_path)
+    assert len(index) == 60
+    assert index.notes["version"] == ("mendeley" if variant == "mendeley" else "kaggle")
+    assert bool(index.notes["folders"]["val"]) == (variant != "mendeley")
+    paths = [index.path(row) for row in range(60)]
+    headers = []
+    for path in paths:
+        assert decode(path).shape == (32, 32)
+        with Image.open(path) as image:
+            headers.append((image.format, image.mode, path.suffix))
+    found = Counter(headers)
+    assert (
+        found["PNG", "L", ".jpeg"] and found["JPEG", "RGB", ".jpeg"] and found["JPEG", "L", ".JPEG"]
+    )
+    colours = [p for p, header in zip(paths, headers, strict=True) if header[1] == "RGB"]
+    assert {path.parent.name for path in colours} == {"PNEUMONIA"}
+    assert len(read(tmp_path, rgb="drop")) == 60 - len(colours)
+    assert len(set(contents(index))) == 59
+    joined = join_twins(index, contents(index))
+    assert joined.notes["patients_joined_by_identical_images"] == 2
+    assert (" " in str(paths[0]) and "ö" in str(paths[0])) == (variant == "plain")
+    assert (tmp_path / "chest_xray" / "chest_xray").is_dir() == (variant == "kaggle")
+
+
+def test_an_unknown_miniature_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="use kaggle, mendeley, plain"):
+        Kermany.fake(tmp_path, variant="nih")
+
+
+@pytest.mark.parametrize("variant", Kermany.variants)
+def test_the_miniature_is_read_verified_and_split(tmp_path, variant):
     root = tmp_path / "d"
     root.mkdir()
-    Kermany.fake(root, images=60, size=32)
+    Kermany.fake(root, images=60, size=32, variant=variant)
     for task in ("pneumonia", "etiology"):
         index = read(root, task=task)
-        assert {p.severity for p in verify_dataset(Kermany, index)} == {"warning"}
+        index = join_twins(index, contents(index))
+        assert {p.severity for p in verify_dataset(Kermany, index)} <= {"warning", "info"}
         for name in Kermany.splits:
             revision = index.revision([""] * len(index))
             split, facts = find_split(Kermany, index, name, revision, Store(tmp_path))
@@ -191,14 +347,18 @@ def test_the_miniature_is_read_verified_and_split(tmp_path):
             for fold in range(split.folds):
                 parts = split.parts(index, fold)
                 assert all(len(set(index.targets[parts == p, 0])) == 2 for p in ("train", "val"))
-    assert len(read(root)) == 60
-    shutil.rmtree(root / "chest_xray" / "chest_xray")
-    assert len(read(root)) == 60
+
+
+def test_the_doubled_folder_changes_nothing(tmp_path):
+    Kermany.fake(tmp_path, images=20, size=32)
+    doubled = read(tmp_path)
+    shutil.rmtree(tmp_path / "chest_xray" / "chest_xray")
+    assert read(tmp_path).frame.equals(doubled.frame)
 
 
 @pytest.mark.data
-def test_the_real_sample():
-    root = SAMPLES / "kermany_sub"
+def test_the_real_sample(samples):
+    root = samples / "kermany_sub"
     if not root.is_dir():
         pytest.skip(f"no {root}")
     with pytest.raises(DataError, match=r"3 copies .*full224.*orig1024.*raw.*point --data"):
@@ -211,3 +371,20 @@ def test_the_real_sample():
     parts = Kermany.make_split("official", index).parts(index, 0)
     assert (parts == "test").sum() == 355
     assert 0.06 < (parts == "val").mean() < 0.12
+    with pytest.raises(DataError, match=r"all \d+ files of NORMAL have three channels"):
+        read(root / "full224", rgb="drop")
+    originals = read(root / "raw", rgb="drop")
+    assert len(originals) == 14
+    assert originals.notes["rgb_dropped"] == {"train/PNEUMONIA": 6}
+
+
+@pytest.mark.data
+def test_identical_films_of_the_real_sample_are_of_one_patient_each(samples):
+    root = samples / "kermany_sub" / "full224"
+    if not root.is_dir():
+        pytest.skip(f"no {root}")
+    index = read(root)
+    hashes = contents(index)
+    groups = [n for n in Counter(hashes).values() if n > 1]
+    assert sorted(groups) == [2] * 18 + [3]
+    assert join_twins(index, hashes) is index

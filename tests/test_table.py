@@ -1,5 +1,6 @@
 """A user's own table: what is read, what is refused, and what the message says."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from cxrbench.core.errors import ConfigError, DataError, MissingInputError
 from cxrbench.core.store import Store
+from cxrbench.data import table
 from cxrbench.data.index import Index
 from cxrbench.data.splits import find_split
 from cxrbench.data.table import Table, TableParams
@@ -257,12 +259,56 @@ def test_labels_with_one_value_are_told(tmp_path):
     ]
 
 
-def test_the_miniature_is_read_verified_and_split(tmp_path):
-    Table.fake(tmp_path / "d", images=60, size=32)
-    index = read(tmp_path / "d")
+@pytest.mark.parametrize("variant", Table.variants)
+def test_every_miniature_is_read_verified_and_split(tmp_path, variant):
+    root = Table.fake(tmp_path / "d", images=60, size=32, variant=variant)
+    index = read(root)
     assert len(index) == 60
     assert np.isnan(index.targets).any()
     assert verify_dataset(Table, index) == []
     for name in Table.splits:
         split, facts = find_split(Table, index, name, "r", Store(tmp_path / "store"))
         assert facts["complete"] and set(split.parts(index, 0)) == {"train", "val", "test"}
+        siblings = split.assigned(index)[(index.frame["group_id"] == "siblings").to_numpy()]
+        assert len(set(siblings)) == 1
+    pairs = index.frame[["patient_id", "group_id"]].drop_duplicates()
+    assert (pairs["group_id"] == "siblings").sum() == 2
+
+
+def test_the_miniatures_hold_the_traps_and_the_same_films(tmp_path):
+    csv, parquet = (Table.fake(tmp_path / v, images=20, size=32, variant=v) for v in Table.variants)
+    data = (csv / "films.csv").read_bytes()
+    assert data.startswith(b"\xef\xbb\xbfpath,")
+    assert data.count(b",\r\n") == data.count(b"\n") == 21
+    index = read(csv)
+    assert index.path(1).name.endswith(" a.JPG") and "längs" in str(index.frame["path"][1])
+    with Image.open(index.path(0)) as first, Image.open(index.path(2)) as third:
+        assert (first.mode, third.size) == ("RGBA", (32, 24))
+    stored = pd.read_parquet(parquet / "films.parquet")
+    assert stored["Effusion"].dtype == bool and stored["patient_id"].dtype == np.int64
+    assert stored.index[0] == 5
+    same = read(parquet)
+    assert list(same.frame["path"]) == list(index.frame["path"])
+    np.testing.assert_array_equal(same.targets, index.targets)
+    assert list(same.patient_ids) == [str(int(patient)) for patient in index.patient_ids]
+    assert np.isnan(same.frame["age"][0]) and same.frame["age"][1] == index.frame["age"][1]
+
+
+def test_a_parquet_table_that_unfolds_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    root = make(tmp_path)
+    frame = pd.read_csv(root / "films.csv")
+    (root / "films.csv").unlink()
+    frame.to_parquet(root / "films.PARQUET")
+    assert len(read(root)) == 4
+    monkeypatch.setattr(table, "MOST_CELLS", 15)
+    monkeypatch.setattr(pd, "read_parquet", lambda _: pytest.fail("it was read"))
+    with pytest.raises(DataError, match=r"films\.PARQUET: 16 cells, over 15; keep the columns"):
+        read(root)
+
+
+def test_packed_tables_in_capitals_are_unpacked(tmp_path):
+    root = make(tmp_path)
+    packed = gzip.compress((root / "films.csv").read_bytes())
+    (root / "films.csv").unlink()
+    (root / "FILMS.CSV.GZ").write_bytes(packed)
+    assert len(read(root)) == 4

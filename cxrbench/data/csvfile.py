@@ -9,6 +9,8 @@ import csv
 import gzip
 import io
 import re
+import stat
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +19,8 @@ import pandas as pd
 from cxrbench.core.errors import DataError, MissingInputError
 from cxrbench.core.nearest import nearest
 
+# Packed text can unfold to a thousand times its size.
+MOST_BYTES = 2**29
 _MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -42,15 +46,17 @@ def read_csv(path: Path, *, split_brackets: bool = False) -> pd.DataFrame:
     # The header may end in commas, or the rows, or both.
     while not names[-1]:
         names.pop()
-    lines, cells = [], []
+    width, lines, cells = len(names), [], []
     for line, row in rows:
-        if len(row) < len(names) or any(cell.strip() for cell in row[len(names) :]):
-            raise DataError(
-                f"{path}: line {line}: {len(row)} fields, but the header has {len(names)}; "
-                "quote fields that contain commas, and complete rows that are cut short"
-            )
+        if len(row) != width:
+            if len(row) < width or "".join(row[width:]).strip():
+                raise DataError(
+                    f"{path}: line {line}: {len(row)} fields, but the header has {width}; "
+                    "quote fields that contain commas, and complete rows that are cut short"
+                )
+            row = row[:width]
         lines.append(line)
-        cells.append(row[: len(names)])
+        cells.append(row)
     if not lines:
         raise DataError(f"{path}: a header but no rows")
     frame = pd.DataFrame(cells, columns=names, index=pd.Index(lines, name="line"), dtype=object)
@@ -78,20 +84,16 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             return
         except csv.Error as error:
             raise DataError(f"{path}: line {line}: {error}; is a quote left open?") from None
-        if any(cell.strip() for cell in row):
+        if "".join(row).strip():
             yield line, row
 
 
 def read_text(path: Path) -> str:
-    """UTF-8 text of a file or a .gz file, without the byte order mark; other encodings are refused."""
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except FileNotFoundError:
-        raise MissingInputError(f"{path}: no such file") from None
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}: unreadable ({error})") from None
+    """UTF-8 text of a file or a .gz file, without the byte order mark.
+
+    DataError for other encodings, and for more than MOST_BYTES, packed or unpacked.
+    """
+    data = _read_bounded(path)
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             raise DataError(f"{path}: encoded as {encoding}; save it as UTF-8")
@@ -108,6 +110,25 @@ def read_text(path: Path) -> str:
             f"{path}: line {line}: byte 0x{data[error.start]:02x} is not UTF-8 (probably latin-1 or "
             "Windows-1252); save it as UTF-8"
         ) from None
+
+
+def _read_bounded(path: Path) -> bytes:
+    try:
+        info = path.stat()
+        # Reading a pipe or a device would never end.
+        if not stat.S_ISREG(info.st_mode):
+            raise DataError(f"{path}: not a file of text; give the label file itself")
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise MissingInputError(f"{path}: no such file") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: unreadable ({error})") from None
+    if len(data) > MOST_BYTES:
+        raise DataError(
+            f"{path}: over {MOST_BYTES / 2**20:.0f} MiB of text; is it a label file? cut it down"
+        )
+    return data
 
 
 def read_names(path: Path) -> list[str]:

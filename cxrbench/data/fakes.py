@@ -5,6 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from cxrbench.core.errors import UsageError
+from cxrbench.core.nearest import nearest
 from cxrbench.data.painter import Study, paint_image, sample_cohort
 
 MOST_IMAGES = 3
@@ -24,7 +26,19 @@ def fake_patients(images: int, seed: int) -> list[list[Study]]:
     return patients
 
 
-def write_film(study: Study, path: Path, size: int, mode: str = "L") -> None:
-    """Paint a study into a PNG or JPEG file of a Pillow mode."""
+def write_film(
+    study: Study, path: Path, size: int, mode: str = "L", height: int | None = None
+) -> None:
+    """Paint a study into a PNG or JPEG file of a Pillow mode; `height` where it is not square."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(paint_image(study, size)).convert(mode).save(path, quality=95)
+    film = Image.fromarray(paint_image(study, size)).convert(mode)
+    if height is not None:
+        film = film.resize((size, height))
+    film.save(path, quality=95)
+
+
+def pick_variant(variant: str, variants: tuple[str, ...]) -> str:
+    """The layout that `fake` is asked for: blank is the first; UsageError for one that is not there."""
+    if variant and variant not in variants:
+        raise UsageError(f"no layout {variant!r} of the miniature; {nearest(variant, variants)}")
+    return variant or variants[0]

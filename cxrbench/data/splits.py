@@ -21,14 +21,17 @@ if TYPE_CHECKING:
     from cxrbench.data.base import CxrDataset
 
 PARTS = ("train", "val", "test")
+NONE = "none"  # the part of patients that the split leaves out
+_NO_FOLD = -1  # the same among numbers of folds
 
 
 @dataclass(frozen=True)
 class Split:
     """A cut by patient.
 
-    `assignment` has the columns `patient_id` (str, unique, sorted) and `part`: one of PARTS, or, for a
-    k-fold split, the number of the fold in which the patient is tested (int, 0 to k-1).
+    `assignment` has the columns `patient_id` (str, unique, sorted) and `part`: one of PARTS or NONE, or,
+    for a k-fold split, the number of the fold in which the patient is tested (int, 0 to k-1; -1 for
+    NONE). Images that a split leaves out are counted nowhere and are no part of its digest.
     """
 
     dataset: str
@@ -55,7 +58,7 @@ class Split:
         return int(part.max()) + 1 if pd.api.types.is_integer_dtype(part) else 1
 
     def assigned(self, index: Index) -> npt.NDArray[np.object_]:
-        """[N] of each image's entry in `assignment`."""
+        """[N] of each image's entry in `assignment`; NONE for those that are left out."""
         known = pd.Series(self.assignment["part"].to_numpy(), index=self.assignment["patient_id"])
         rows = known.index.get_indexer(pd.Index(index.patient_ids))
         if (rows < 0).any():
@@ -64,17 +67,23 @@ class Split:
                 f"{self.dataset}: {len(absent)} patients are not in the split {self.name!r}: "
                 f"{_some(absent)}; the split was made for other data"
             )
-        return known.to_numpy(dtype=object)[rows]
+        found = known.to_numpy(dtype=object)[rows]
+        found[found == _NO_FOLD] = NONE
+        return found
+
+    def takes_part(self, index: Index) -> npt.NDArray[np.bool_]:
+        """[N], False for images that the split leaves out."""
+        return np.asarray(self.assigned(index) != NONE, dtype=np.bool_)
 
     def parts(self, index: Index, fold: int) -> npt.NDArray[np.object_]:
-        """[N] of "train", "val", "test" in a fold; the next fold's test patients validate."""
+        """[N] of "train", "val", "test", "none" in a fold; the next fold's test patients validate."""
         if fold not in range(self.folds):
             known = f"folds are 0-{self.folds - 1}" if self.folds > 1 else "its one fold is 0"
             raise ConfigError(f"split {self.name!r}: fold {fold} does not exist; {known}")
         assigned = self.assigned(index)
         if self.folds == 1:
             return assigned
-        parts = np.full(len(index), "train", dtype=object)
+        parts = np.where(assigned == NONE, NONE, "train").astype(object)
         parts[assigned == (fold + 1) % self.folds] = "val"
         parts[assigned == fold] = "test"
         return parts
@@ -82,7 +91,7 @@ class Split:
     def digest(self, index: Index) -> str:
         """SHA-256 over "image_id<TAB>part" of the images present; a partial download has another."""
         pairs = zip(index.image_ids, self.assigned(index), strict=True)
-        return digest_lines(sorted(f"{image}\t{part}" for image, part in pairs))
+        return digest_lines(sorted(f"{image}\t{part}" for image, part in pairs if part != NONE))
 
 
 def _some(names: list[str], limit: int = 5) -> str:
@@ -101,10 +110,10 @@ def _check_assignment(assignment: pd.DataFrame, where: str) -> None:
             "belongs to one part only: restore the file, or delete it to have it made again"
         )
     if pd.api.types.is_integer_dtype(part):
-        found = sorted(part.unique().tolist())
+        found = sorted(set(part.unique().tolist()) - {_NO_FOLD})
         if found != list(range(len(found))) or len(found) < 3:
             raise DataError(f"{where}: folds {found}; expected three or more, from 0, without gaps")
-    elif wrong := sorted(set(part) - set(PARTS)):
+    elif wrong := sorted(set(part) - {*PARTS, NONE}):
         raise DataError(f"{where}: unknown parts {_some([str(w) for w in wrong])}; use {PARTS}")
 
 
@@ -185,8 +194,9 @@ def _cut(index: Index, name: str, shares: npt.NDArray[np.float64], seed: int) ->
 def describe(split: Split, index: Index) -> dict[str, Any]:
     """Images, patients and positives of each part or fold, and `warnings` about what cannot be scored."""
     assigned = split.assigned(index)
+    used = assigned != NONE
     counts: dict[str, Any] = {}
-    for part in sorted(set(assigned)):
+    for part in sorted(set(assigned[used])):
         rows = assigned == part
         positives = np.nansum(index.targets[rows], axis=0).astype(int).tolist()
         counts[str(part)] = {
@@ -194,8 +204,8 @@ def describe(split: Split, index: Index) -> dict[str, Any]:
             "patients": len(set(index.patient_ids[rows])),
             "positives": dict(zip(index.labels, positives, strict=True)),
         }
-    patients = len(set(index.patient_ids))
-    facts = {"images": len(index), "patients": patients, "folds": split.folds, "counts": counts}
+    images, patients = int(used.sum()), len(set(index.patient_ids[used]))
+    facts = {"images": images, "patients": patients, "folds": split.folds, "counts": counts}
     return {**facts, "warnings": _warnings(split, index)}
 
 
@@ -265,7 +275,7 @@ def read_split(folder: Path, name: str) -> tuple[Split, dict[str, Any]]:
         raise DataError(f"{path}: unreadable ({error}); restore it, or delete it") from None
     if list(frame.columns) != ["patient_id", "part"]:
         raise DataError(f"{path}: columns {list(frame.columns)}; expected patient_id, part")
-    if frame["part"].str.fullmatch("[0-9]+").all():
+    if frame["part"].str.fullmatch("-1|[0-9]+").all():
         frame["part"] = frame["part"].astype(np.int64)
     _check_assignment(frame, str(path))
     if digest_file(path) != facts["file_sha256"]:
@@ -281,11 +291,11 @@ def verify_split(split: Split, facts: dict[str, Any], index: Index) -> list[str]
 
     For a part of the data set it is one line with the coverage.
     """
-    promised = int(facts["images"])
-    if len(index) < promised:
-        share = len(index) / promised
+    promised, present = int(facts["images"]), int(split.takes_part(index).sum())
+    if present < promised:
         return [
-            f"{len(index):,} of the {promised:,} images of {split.name!r} are present ({share:.1%})"
+            f"{present:,} of the {promised:,} images of {split.name!r} are present "
+            f"({present / promised:.1%})"
         ]
     found = []
     if split.digest(index) != facts["digest"]:
@@ -331,16 +341,24 @@ def find_split(
         if not all((folder / f"{name}.{suffix}").is_file() for suffix in ("csv.gz", "json")):
             write_split(dataset_cls.make_split(name, index), index, folder)
     split, facts = read_split(folder, name)
-    coverage = {"present": len(index), "promised": int(facts["images"])}
+    coverage = {
+        "present": int(split.takes_part(index).sum()),
+        "promised": int(facts["images"]),
+    }
     complete = split.digest(index) == facts["digest"]
     differences = verify_split(split, facts, index)
     return split, {**facts, "coverage": coverage, "complete": complete, "differences": differences}
 
 
 def _split_key(index: Index, revision: str) -> str:
-    """The revision, and the columns that decide splits but are no part of it."""
+    """The revision, and what decides splits but is no part of it."""
     extra = [c for c in ("group_id", "split") if c in index.frame.columns]
-    if not extra:
+    if not extra and index.strata is None:
         return revision[:16]
-    columns = {c: index.frame.set_index("image_id")[c].astype(str).to_dict() for c in extra}
+    columns: dict[str, Any] = {
+        c: index.frame.set_index("image_id")[c].astype(str).to_dict() for c in extra
+    }
+    if index.strata is not None:
+        rows = pd.util.hash_pandas_object(index.strata, index=False).to_numpy()
+        columns["strata"] = digest_lines([*index.strata.columns, *map(str, rows.tolist())])
     return digest([revision, columns])[:16]

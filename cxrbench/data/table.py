@@ -1,27 +1,25 @@
 """Your own images: a CSV or Parquet table with a row an image, a column a label, a patient each."""
 
-import unicodedata
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from pyarrow import parquet
 
 from cxrbench.core.errors import DataError, MissingInputError
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.nearest import nearest
 from cxrbench.data.base import CxrDataset, DataParams, Problem
+from cxrbench.data.cells import Blank, Uncertain, has_control, label_names, marks, numbers, unsafe
 from cxrbench.data.csvfile import at, need_column, read_csv, some
-from cxrbench.data.fakes import fake_patients, write_film
-from cxrbench.data.index import ATTRIBUTES, Index
+from cxrbench.data.fakes import fake_patients, pick_variant, write_film
+from cxrbench.data.index import Index
+from cxrbench.data.painter import Study
 from cxrbench.data.splits import PARTS, Split
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
-RESERVED = {
-    *("image", "image_id", "path", "patient_id", "group_id", "split", "fold"),
-    *ATTRIBUTES,
-}
+# A few kilobytes of Parquet can promise billions of equal cells.
+MOST_CELLS = 100_000_000
 
 
 class TableParams(DataParams):
@@ -29,8 +27,8 @@ class TableParams(DataParams):
 
     table: str = ""
     labels: list[str] | None = None
-    uncertain: Literal["unknown", "positive", "negative"] = "unknown"
-    blank: Literal["unknown", "negative"] = "unknown"
+    uncertain: Uncertain = "unknown"
+    blank: Blank = "unknown"
 
 
 class Table(CxrDataset):
@@ -43,6 +41,7 @@ class Table(CxrDataset):
     name = "table"
     Params = TableParams
     splits = ("holdout", "cv5", "given")
+    variants = ("csv", "parquet")
 
     @classmethod
     def read_index(cls, root: Path | None, params: Frozen) -> Index:
@@ -53,23 +52,24 @@ class Table(CxrDataset):
         else:
             root = cls.require_root(root)
             table = _find_table(root, params.table)
-        raw = _read_parquet(table) if table.suffix == ".parquet" else read_csv(table)
+        packed = table.suffix.lower() == ".parquet"
+        raw = _read_parquet(table) if packed else read_csv(table)
         patients = need_column(raw, table, "patient_id")
         paths = need_column(raw, table, "path", "image")
         ids = next((c for c in ("image_id", "image") if c in raw.columns), paths)
-        labels = _label_names(raw, table, params.labels)
+        labels = label_names(raw, table, params.labels)
         frame = pd.DataFrame(
             {"image_id": raw[ids], "patient_id": raw[patients], "path": raw[paths]}
         )
         _check_words(frame, table)
         _check_files(frame, table, root)
         for label in labels:
-            frame[label] = _marks(raw[label], table, params)
+            frame[label] = marks(raw[label], table, uncertain=params.uncertain, blank=params.blank)
         for extra in ("sex", "view_position", "group_id", "split"):
             if extra in raw.columns:
                 frame[extra] = raw[extra]
         if "age" in raw.columns:
-            frame["age"] = _numbers(raw["age"], table)
+            frame["age"] = numbers(raw["age"], table)
         notes = {"table": table.name, "rows": len(frame)}
         return Index(cls.name, frame.reset_index(drop=True), tuple(labels), root, notes)
 
@@ -115,22 +115,54 @@ class Table(CxrDataset):
     def fake(
         cls, root: Path, *, images: int = 60, size: int = 64, seed: int = 0, variant: str = ""
     ) -> Path:
-        """A CSV with four labels, some of them uncertain or blank, and its images."""
-        labels = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration")
-        rows = [",".join(("path", "patient_id", "split", "sex", "age", "view_position", *labels))]
+        """A table with four labels, some of them uncertain or blank, and its images.
+
+        `csv` is what a spreadsheet leaves of one, beside images in several formats; `parquet` has typed
+        columns with nulls.
+        """
+        variant = pick_variant(variant, cls.variants)
+        rows: list[dict[str, object]] = []
         for i, studies in enumerate(fake_patients(images, seed)):
-            part = ("train", "val", "train", "test", "train")[i % 5]
             for study in studies:
-                path = f"images/{study.image_id}"
-                write_film(study, root / path, size)
-                shown = dict(study.findings)
-                marks = ["1" if label in shown else "0" for label in labels]
-                if i % 7 == 6:
-                    marks[0], marks[1] = "-1", ""
-                who = (study.patient_id, part, study.sex, str(study.age), study.view_position)
-                rows.append(",".join((path, *who, *marks)))
-        (root / "films.csv").write_text("\n".join(rows) + "\n")
+                path, mode, height = _FORMS.get(len(rows), ("images/{}.png", "L", 1.0))
+                path = path.format(study.image_id.removesuffix(".png"))
+                write_film(study, root / path, size, mode, round(size * height))
+                rows.append({"path": path, "patient_id": study.patient_id, **_cells(study, i)})
+        frame = pd.DataFrame(rows)
+        if variant == "csv":
+            text = frame.to_csv(index=False, lineterminator=",\r\n", float_format="%.0f")
+            (root / "films.csv").write_bytes(text.encode("utf-8-sig"))
+        else:
+            typed = frame.astype({"patient_id": int, "sex": "category"})
+            typed["Effusion"] = typed["Effusion"] == 1
+            # As a table is kept that was filtered: its old row numbers come along.
+            typed.set_axis(range(5, 5 + len(typed))).to_parquet(root / "films.parquet")
         return root
+
+
+# Path, Pillow mode and height of the miniature's first images: what a folder of films may hold.
+_FORMS = {
+    0: ("images/{}.png", "RGBA", 1.0),
+    1: ("images/Thorax, längs/{} a.JPG", "RGB", 1.0),
+    2: ("images/{}.jpeg", "L", 0.75),
+}
+_LABELS = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration")
+
+
+def _cells(study: Study, patient: int) -> dict[str, object]:
+    """The cells of a row of the miniature, besides path and patient."""
+    marks: dict[str, float] = {label: float(label in dict(study.findings)) for label in _LABELS}
+    if patient % 7 == 6:
+        marks |= {"Atelectasis": -1.0, "Cardiomegaly": np.nan}
+    return {
+        "split": ("train", "val", "train", "test", "train")[patient % 5],
+        # Two patients of the training part, to be kept together.
+        "group_id": "siblings" if patient in (0, 2) else None,
+        "sex": study.sex,
+        "age": study.age if patient else np.nan,
+        "view_position": study.view_position,
+        **marks,
+    }
 
 
 def _find_table(root: Path, given: str) -> Path:
@@ -158,33 +190,31 @@ def _tables(root: Path) -> list[Path]:
 def _read_parquet(path: Path) -> pd.DataFrame:
     """The table as text, blank where it holds nothing, indexed by row from 1."""
     try:
+        head = parquet.read_metadata(path)
+        if (cells := head.num_rows * head.num_columns) > MOST_CELLS:
+            raise DataError(
+                f"{path}: {cells:,} cells, over {MOST_CELLS:,}; keep the columns needed"
+            )
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a Parquet table ({error})") from None
     if frame.empty:
         raise DataError(f"{path}: no rows")
-    text = frame.astype(object).where(frame.notna(), "").map(str)
+    text = frame.astype(object).where(frame.notna(), "").map(_as_text)
     text.columns = pd.Index([str(name) for name in frame.columns])
     text.index = pd.RangeIndex(1, len(text) + 1, name="row")
     return text
 
 
-def _label_names(raw: pd.DataFrame, table: Path, given: list[str] | None) -> list[str]:
-    labels = [str(c) for c in raw.columns if c not in RESERVED] if given is None else given
-    for label in labels:
-        need_column(raw, table, label)
-        if label in RESERVED:
-            raise DataError(f"{table}: {label!r} cannot be a label (data.labels); it is reserved")
-    if not labels:
-        raise DataError(f"{table}: no label column beside {', '.join(map(str, raw.columns))}")
-    return labels
+def _as_text(value: object) -> str:
+    return str(int(value) if isinstance(value, bool | np.bool_) else value)
 
 
 def _check_words(frame: pd.DataFrame, table: Path) -> None:
     """Refuse blank or unprintable ids, and images or files that stand twice."""
     for column in ("path", "image_id", "patient_id"):
         values = frame[column]
-        bad = values[values.map(lambda text: not text.strip() or _has_control(text))]
+        bad = values[values.map(lambda text: not text.strip() or has_control(text))]
         if len(bad):
             raise DataError(
                 f"{table}: {at(frame, bad.index[0])}: {column} {bad.iloc[0]!r} is blank or holds control "
@@ -200,16 +230,12 @@ def _check_words(frame: pd.DataFrame, table: Path) -> None:
             )
 
 
-def _has_control(text: str) -> bool:
-    return any(unicodedata.category(letter) == "Cc" for letter in text)
-
-
 def _check_files(frame: pd.DataFrame, table: Path, root: Path) -> None:
     """Refuse paths that leave `root`, and tell all files that are missing."""
     top = root.resolve()
     missing = []
     for line, path in frame["path"].items():
-        if reason := _unsafe(path, top):
+        if reason := unsafe(path, top):
             raise DataError(f"{table}: {at(frame, line)}: path {path!r} {reason}")
         if not (root / path).is_file():
             missing.append(f"{path} ({at(frame, line)})")
@@ -219,52 +245,3 @@ def _check_files(frame: pd.DataFrame, table: Path, root: Path) -> None:
             f"{table}: {len(missing):,} of {len(frame):,} files are not below {root}:\n  {every}\n"
             f"add the files or remove their rows"
         )
-
-
-def _unsafe(path: str, top: Path) -> str:
-    """Why a path from a table is not followed; empty when it is safe."""
-    if "\\" in path:
-        return "holds a backslash; write it with /"
-    if path.startswith("/") or path[1:2] == ":":
-        return "is absolute; write it relative to the data folder"
-    if ".." in path.split("/"):
-        return "holds '..'; write it relative to the data folder"
-    if not (top / path).resolve().is_relative_to(top):
-        return "is a link that leaves the data folder; point --data at the real folder"
-    return ""
-
-
-def _marks(cells: pd.Series, table: Path, params: TableParams) -> npt.NDArray[np.float32]:
-    """1, 0 and NaN [N] of a label column."""
-    meaning = {"unknown": np.nan, "positive": 1.0, "negative": 0.0}
-    values = {1.0: 1.0, 0.0: 0.0, -1.0: meaning[params.uncertain]}
-    numbers = _numbers(cells, table).to_numpy()
-    wrong = ~np.isin(numbers, list(values)) & ~np.isnan(numbers)
-    if wrong.any():
-        _refuse(cells, table, wrong, "is not 1, 0, -1 or blank")
-    marks = np.full(len(numbers), meaning[params.blank], np.float32)
-    for number, mark in values.items():
-        marks[numbers == number] = mark
-    if np.isnan(marks).all():
-        raise DataError(
-            f"{table}: column {cells.name!r} holds no known value; leave it out (data.labels)"
-        )
-    return marks
-
-
-def _numbers(cells: pd.Series, table: Path) -> "pd.Series[float]":
-    """Numbers of a column of text, NaN where it is blank."""
-    text = cells.str.strip()
-    numbers = pd.to_numeric(text, errors="coerce").astype(float)
-    wrong = ((text != "") & ~np.isfinite(numbers)).to_numpy()
-    if wrong.any():
-        _refuse(cells, table, wrong, "is not a number")
-    return numbers
-
-
-def _refuse(cells: pd.Series, table: Path, wrong: npt.NDArray[np.bool_], why: str) -> None:
-    first = int(np.flatnonzero(wrong)[0])
-    raise DataError(
-        f"{table}: {cells.index.name} {cells.index[first]}: column {cells.name!r}: "
-        f"{cells.iloc[first]!r} {why} ({int(wrong.sum())} such cells)"
-    )
