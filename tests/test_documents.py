@@ -47,3 +47,15 @@ def test_commands_of_the_readme_exist() -> None:
     words = re.findall(r"^cxrbench ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert set(words) >= {"run", "bench", "plan", "leaderboard", "data", "splits"}
     assert set(words) <= known
+
+
+@pytest.mark.parametrize("name", sorted(Registry().entries("datasets")))
+def test_every_data_set_is_described(name: str) -> None:
+    """Its section in docs/datasets.md names its splits and options."""
+    cls = Registry().load("datasets", name)
+    text = (ROOT / "docs" / "datasets.md").read_text()
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    (section,) = [s for s in sections if s.splitlines()[0].strip("` ").startswith(cls.name)]
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| [`{cls.name}`]")]
+    assert [split for split in cls.splits if f"`{split}`" not in row] == []
+    assert [option for option in cls.Params.model_fields if option not in section] == []

@@ -15,20 +15,26 @@ from cxrbench.data.index import ATTRIBUTES
 Uncertain = Literal["unknown", "positive", "negative"]
 Blank = Literal["unknown", "negative"]
 RESERVED = {
-    *("image", "image_id", "path", "patient_id", "group_id", "split", "fold"),
+    *("image", "image_id", "path", "patient_id", "group_id", "split", "fold", "licence"),
     *ATTRIBUTES,
 }
 
 
 def label_names(raw: pd.DataFrame, table: Path, given: list[str] | None) -> list[str]:
-    """The label columns: those given, or all that are not RESERVED. DataError when there is none."""
+    """The label columns: those given, which may be none, or all that are not RESERVED.
+
+    DataError when there is none of those.
+    """
     labels = [str(c) for c in raw.columns if c not in RESERVED] if given is None else given
     for label in labels:
         need_column(raw, table, label)
         if label in RESERVED:
             raise DataError(f"{table}: {label!r} cannot be a label (data.labels); it is reserved")
-    if not labels:
-        raise DataError(f"{table}: no label column beside {', '.join(map(str, raw.columns))}")
+    if not labels and given is None:
+        raise DataError(
+            f"{table}: no label column beside {', '.join(map(str, raw.columns))}; for predictions alone "
+            "pass --set data.labels=[]"
+        )
     return labels
 
 

@@ -17,7 +17,7 @@ from cxrbench.data.index import ATTRIBUTES, Index
 
 Grey = npt.NDArray[np.uint8]
 TABLE = "table.csv"
-EXTRA = (*ATTRIBUTES, "group_id")
+EXTRA = (*ATTRIBUTES, "group_id", "licence")
 
 
 def export_images(

@@ -20,6 +20,7 @@ from cxrbench.data.stratify import units_of
 COLUMNS = ("image_id", "patient_id", "path")
 # What a subgroup analysis may use; a data set without one of them leaves it out.
 ATTRIBUTES = ("sex", "age", "view_position")
+HASH_COLUMNS = ("path", "size", "mtime", "sha256")
 SOFT = "soft:"  # + label: a column of what is trained on instead, from 0 to 1, where a label is unknown
 
 
@@ -169,8 +170,9 @@ def content_hashes(
     if index.root is None:
         return [""] * len(index)
     known = _read_hashes(cache)
-    paths = [str(p) for p in index.frame["path"]]
-    infos = [_stat(index, p) for p in paths]
+    paths: list[str] = index.frame["path"].tolist()
+    top = f"{index.root}{os.sep}"
+    infos = [_stat(top + path) for path in paths]
     keys = [(p, i.st_size, i.st_mtime_ns) for p, i in zip(paths, infos, strict=True)]
     todo = [i for i, key in enumerate(keys) if key not in known]
     done = 0
@@ -187,28 +189,25 @@ def content_hashes(
     return [known[key] for key in keys]
 
 
-def _stat(index: Index, path: str) -> os.stat_result:
-    assert index.root is not None
+def _stat(path: str) -> os.stat_result:
     try:
-        return (index.root / path).stat()
+        return os.stat(path)  # noqa: PTH116 - a hundred thousand paths as objects take seconds
     except OSError as error:
-        raise DataError(f"{index.root / path}: {error.strerror}") from None
+        raise DataError(f"{path}: {error.strerror}") from None
 
 
 def _read_hashes(cache: Path) -> dict[tuple[str, int, int], str]:
     try:
         frame = pd.read_parquet(cache)
-        rows = zip(frame["path"], frame["size"], frame["mtime"], frame["sha256"], strict=True)
-        return {(p, int(s), int(t)): h for p, s, t, h in rows}
+        columns = [frame[name].tolist() for name in HASH_COLUMNS]
+        return dict(zip(zip(*columns[:3], strict=True), columns[3], strict=True))
     except Exception:  # absent or torn: it is only a memory of what can be computed again
         return {}
 
 
 def _write_hashes(cache: Path, known: dict[tuple[str, int, int], str]) -> None:
-    paths, sizes, times = zip(*known, strict=True)
-    frame = pd.DataFrame(
-        {"path": paths, "size": sizes, "mtime": times, "sha256": list(known.values())}
-    )
+    rows = ((*key, content) for key, content in known.items())
+    frame = pd.DataFrame(rows, columns=list(HASH_COLUMNS))
     cache.parent.mkdir(parents=True, exist_ok=True)
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
     frame.to_parquet(temporary)
