@@ -105,7 +105,8 @@ class Context:
             mask: npt.NDArray[np.uint8] = opened.cls.read_mask(opened.index, row, size)
             return mask
 
-        identity = {**_drawn_by(view), "of": "masks"}
+        # The revision, because the contents are those of the images alone.
+        identity = {**_drawn_by(view), "of": "masks", "revision": view.revision}
         cache = open_pixels(read, opened.contents, identity, size, self.store, _report)
         if cache.unreadable:
             listed = "\n  ".join(list(cache.unreadable.values())[:LISTED])
