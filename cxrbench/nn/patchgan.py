@@ -1,0 +1,50 @@
+"""CycleGAN's discriminator, which judges patches of 70 x 70 pixels (Isola et al., CVPR 2017), and its losses.
+
+Shapes: B batch, C channels, S side; images are in [-1, 1].
+"""
+
+import torch
+from torch import Tensor, nn
+
+from cxrbench.nn.resnet_generator import InstanceNorm, start_gan
+
+LEAST_SIDE = 24  # the last convolutions leave one patch of it
+
+
+class PatchGAN(nn.Module):
+    """Image [B, C, S, S] to one score a patch [B, 1, S/8 - 2, S/8 - 2]: 1 for real, 0 for made.
+
+    C64-C128-C256-C512-1, kernels 4, strides 2, 2, 2, 1, 1, no normalisation in the first; no sigmoid,
+    because the losses are squares. A side of 256 has 30 x 30 patches, and below 70 a patch is the image.
+    """
+
+    def __init__(self, channels: int = 3, *, width: int = 64) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels, width, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+        ]
+        for inputs, stride in ((width, 2), (2 * width, 2), (4 * width, 1)):
+            layers.append(nn.Conv2d(inputs, 2 * inputs, 4, stride=stride, padding=1))
+            layers += [InstanceNorm(2 * inputs), nn.LeakyReLU(0.2)]
+        layers.append(nn.Conv2d(8 * width, 1, 4, padding=1))
+        self.layers = nn.Sequential(*layers)
+        start_gan(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if min(image.shape[-2:]) < LEAST_SIDE:
+            raise ValueError(f"image: {tuple(image.shape)}; sides must be at least {LEAST_SIDE}")
+        scores: Tensor = self.layers(image)
+        return scores
+
+
+def discriminator_loss(real: Tensor, made: Tensor) -> Tensor:
+    """Least squares: half the mean of (D(real) - 1)^2 and D(made)^2 over patches, float32 (Mao et al. 2017)."""
+    with torch.autocast(device_type=real.device.type, enabled=False):
+        return ((real.float() - 1).square().mean() + made.float().square().mean()) / 2
+
+
+def generator_loss(made: Tensor) -> Tensor:
+    """Least squares: the mean of (D(made) - 1)^2 over patches, in float32."""
+    with torch.autocast(device_type=made.device.type, enabled=False):
+        return (made.float() - 1).square().mean()
