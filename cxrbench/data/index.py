@@ -119,8 +119,7 @@ class Index:
     def select(self, keep: npt.NDArray[np.bool_], **notes: Any) -> "Index":
         """The rows that are kept, with further notes; splits of them are cut by themselves alone."""
         frame = self.frame[keep].reset_index(drop=True)
-        notes = {**self.notes, **notes}
-        return Index(self.dataset, frame, self.labels, self.root, notes, self.sources)
+        return replace(self, frame=frame, notes={**self.notes, **notes}, strata=None)
 
     def revision(self, contents: list[str]) -> str:
         """SHA-256 over ids, patients, labels and the content hash of every image, in id order."""

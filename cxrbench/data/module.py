@@ -26,6 +26,7 @@ from cxrbench.core.seed import derive_seed
 from cxrbench.core.spec import Recipe
 from cxrbench.data.augment import FixedView, RandomView, fixed_view
 from cxrbench.data.index import Index
+from cxrbench.data.splits import PARTS
 from cxrbench.metrics.boxes import box_of_mask
 
 Pixels = npt.NDArray[np.uint8]
@@ -220,9 +221,9 @@ class CxrDataModule(L.LightningDataModule):
         super().__init__()
         self.index, self.pixels, self.masks, self.recipe = index, pixels, masks, recipe
         self.size, self.seed, self.workers = size, seed, workers
-        self.rows = {part: np.flatnonzero(parts == part) for part in ("train", "val", "test")}
+        self.rows = {part: np.flatnonzero(parts == part) for part in PARTS}
         if fit_part == "all":
-            self.rows["train"] = np.flatnonzero(parts != "unreadable")
+            self.rows["train"] = np.flatnonzero(np.isin(parts.astype(str), PARTS))
 
     def steps_per_epoch(self) -> int:
         """Optimiser steps of an epoch; the same for any number of devices."""

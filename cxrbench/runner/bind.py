@@ -90,6 +90,10 @@ def open_dataset(
         facts = {"coverage": whole, "complete": True, "differences": []}
         return Opened(cls, parsed, index, everything(index), contents, revision, facts)
     found, facts = find_split(cls, index, split, revision, store)
+    used = found.takes_part(index)
+    if not used.all():  # what a split leaves out may lie there or not: these are the same data
+        kept = [content for content, use in zip(contents, used, strict=True) if use]
+        revision = index.select(used).revision(kept)
     return Opened(cls, parsed, index, found, contents, revision, facts)
 
 
@@ -130,8 +134,8 @@ def bind(
         split_digest=opened.split.digest(opened.index),
         folds=opened.split.folds,
         facts={
-            "images": len(opened.index),
-            "patients": len(set(opened.index.patient_ids)),
+            "images": counts["images"],
+            "patients": counts["patients"],
             "notes": opened.index.notes,
             "phantom": cls.phantom,
             # Of the download and of the split: a part of either is never called by the whole's name.

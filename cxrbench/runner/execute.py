@@ -11,6 +11,7 @@ from cxrbench.core.contract import Computation, Transformation
 from cxrbench.core.registry import load_target
 from cxrbench.core.stage import DataView, Stage
 from cxrbench.data.module import CxrDataModule
+from cxrbench.data.splits import PARTS
 from cxrbench.methods.base import Method
 from cxrbench.runner.context import Context, Material
 from cxrbench.runner.predict import predict_parts
@@ -107,8 +108,8 @@ def run_compute(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     cls = load_target(stage.target)
     computation: Computation = cls(cls.Params.parse(dict(stage.params), where=stage.key))
     material = context.material(stage.data, computation.image_size())
-    whole = material.parts != "unreadable"
-    rows = np.flatnonzero(whole if stage.part == "all" else material.parts == stage.part)
+    wanted = PARTS if stage.part == "all" else (stage.part,)
+    rows = np.flatnonzero(np.isin(material.parts.astype(str), wanted))
     inputs = {name: context.artefact(parent) for name, parent in stage.inputs.items()}
     targets = material.opened.index.targets[rows]
     chosen = ChosenImages(material, rows, stage.data, context)
