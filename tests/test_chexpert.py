@@ -36,6 +36,7 @@ from cxrbench.data.chexpert_tasks import (
 from cxrbench.data.index import SOFT, Index, join_twins
 from cxrbench.data.splits import NONE, Split, describe, find_split, verify_split
 from cxrbench.data.verify import verify_dataset
+from cxrbench.runner.bind import open_dataset
 
 HEAD = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA")
 COLUMNS = (*HEAD, *LABELS)
@@ -943,3 +944,19 @@ def test_the_real_train_csv_has_the_published_counts():
     index = as_index(seen[keep].reset_index(drop=True), strata, labels[keep].reset_index(drop=True))
     digest = Chexpert.make_split("cv5", index).digest(index)
     assert digest == "9ff266da0112fa99cf5912816d7b3b7c089d4e1f055a020d095421b112a5135c"
+
+
+def test_what_a_split_leaves_out_changes_no_identity(tmp_path):
+    """Runs on cv5 are the same with and without the images of valid and test."""
+    root = Chexpert.fake(tmp_path / "data", images=80, variant="full")
+    store = Store(tmp_path / "store")
+
+    def bound() -> tuple[str, str, int]:
+        opened = open_dataset(Chexpert, root, {}, "cv5", store)
+        return opened.revision, opened.split.digest(opened.index), len(opened.index)
+
+    whole = bound()
+    for found in [*root.rglob("valid"), *root.rglob("valid.csv")]:
+        shutil.rmtree(found) if found.is_dir() else found.unlink()
+    part = bound()
+    assert part[:2] == whole[:2] and part[2] < whole[2]
