@@ -38,7 +38,7 @@ def predict(
     store = Store.default()
     stage = find_stage(store, "fit", model)
     with common.live() as (show, tell):
-        table, skipped, outcome = predict_images(
+        table, remarks, outcome = predict_images(
             stage,
             dataset,
             data,
@@ -55,6 +55,6 @@ def predict(
         common.end_unfinished(outcome)
     else:
         write_table(table, out)
-        for name in skipped:
-            say(f"left out, unreadable: {name}")
+        for remark in remarks:
+            say(remark)
         say(f"{len(table):,} images by {stage.key}: {out}")

@@ -28,7 +28,7 @@ def digest_lines(lines: Iterable[str]) -> str:
     """SHA-256 of lines of text, without building one large string."""
     sha = hashlib.sha256()
     for line in lines:
-        sha.update(line.encode())
+        sha.update(line.encode("utf-8", "surrogateescape"))  # file names need not be UTF-8
         sha.update(b"\n")
     return sha.hexdigest()
 

@@ -103,9 +103,8 @@ class CxrDataset:
     def require_root(cls, root: Path | None) -> Path:
         """The data folder, or an error that says how to give it."""
         if root is None:
-            raise MissingInputError(
-                f"{cls.name}: no data folder; pass --data DIR (get the images at {cls.home})"
-            )
+            where = f" (get the images at {cls.home})" if cls.home else ""
+            raise MissingInputError(f"{cls.name}: no data folder; pass --data DIR{where}")
         if not root.is_dir():
             raise MissingInputError(f"{cls.name}: {root} is not a folder")
         return root

@@ -12,13 +12,17 @@ from cxrbench.core.registry import Registry
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage, predict_elsewhere
 from cxrbench.core.store import Store
+from cxrbench.data.base import Problem
+from cxrbench.data.csvfile import some
 from cxrbench.data.external import EVERYTHING
-from cxrbench.runner.bind import Progress, bind
+from cxrbench.runner.bind import Progress, bind, open_dataset
 from cxrbench.runner.graph import from_json, graph_of
 from cxrbench.runner.plan import Plan, binding_key
 from cxrbench.runner.schedule import Outcome, run_plan
 from cxrbench.runner.score import PROBABILITY
 
+# What joins a prediction to where its image came from, where a data set has it.
+EXTRA = ("sop_instance",)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -63,9 +67,10 @@ def predict_images(
     progress: Progress | None = None,
     **watch: Any,
 ) -> tuple[pd.DataFrame | None, list[str], Outcome]:
-    """(image_id, patient_id and a probability a label of every image, images left out, how it ended).
+    """(image_id, patient_id and a probability a label of every image, remarks, how it ended).
 
-    The table is None when a stage failed. `watch` are the callbacks of `run_plan`.
+    Remarks are the unreadable images left out and what the data set finds odd. The table is None when a
+    stage failed. `watch` are the callbacks of `run_plan`.
     """
     binding = bind(registry, dataset, root, params, EVERYTHING, store, progress)
     view = binding.view(fold=0, seed=0, skip_unreadable=skip_unreadable)
@@ -79,8 +84,19 @@ def predict_images(
         return None, [], outcome
     table = pd.read_parquet(store.artefact(final.key) / "predictions.parquet")
     names = [column for column in table.columns if column.startswith(PROBABILITY)]
-    skipped = list(store.meta(final.key)["facts"].get("skipped_images", []))
-    return table[["image_id", "patient_id", *names]], skipped, outcome
+    skipped = store.meta(final.key)["facts"].get("skipped_images", [])
+    cls = registry.load("datasets", dataset)
+    index = open_dataset(cls, root, params, EVERYTHING, store, progress).index
+    remarks = [f"left out, unreadable: {name}" for name in skipped]
+    remarks += [_remark(problem) for problem in cls.check(index)]
+    extra = [column for column in EXTRA if column in index.frame.columns]
+    joined = table.merge(index.frame[["image_id", *extra]], on="image_id", validate="1:1")
+    return joined[["image_id", "patient_id", *extra, *names]], remarks, outcome
+
+
+def _remark(problem: Problem) -> str:
+    names = f": {some(problem.names)}" if problem.names else ""
+    return f"{problem.severity}: {problem.count:,} {problem.what}{names}"
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
