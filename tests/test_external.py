@@ -210,7 +210,7 @@ def test_a_trained_model_predicts_images_without_labels(
              "--set", "data.labels=[]", "--plugin", SMALL]  # fmt: skip
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
-    found = pd.read_csv(out)
+    found = pd.read_csv(out, dtype={"patient_id": str})
     assert list(found["image_id"]) == ["'=1+1", *frame["path"][1:]], "a spreadsheet runs nothing"
     assert list(found["patient_id"]) == list(frame["patient_id"])
     columns = [column for column in found if column.startswith("probability:")]
