@@ -1,6 +1,7 @@
 """Every registered method: its presets, its graph, its loss, and the numbers that it says a paper had."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +26,9 @@ VIEW = DataView(
     dataset="phantom", version=1, params={}, revision="r", split="cv5", split_digest="s", fold=0,
     labels=("Edema", "Mass"),
 )  # fmt: skip
+VIEW = replace(
+    VIEW, externals={"lung-masks": replace(VIEW, dataset="lung_masks", labels=(), external=True)}
+)
 METHODS = sorted(Registry().entries("methods"))
 CASES = [(name, preset) for name in METHODS for preset in Registry().entry("methods", name).presets]
 # Recipes as a benchmark or a user may lay them over every stage.

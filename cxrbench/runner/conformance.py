@@ -4,7 +4,7 @@ import copy
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,15 @@ def verify_name(registry: Registry, name: str) -> Iterator[Check]:
         yield from verify_dataset_class(registry.load("datasets", known))
 
 
-def example_view(labels: int = 14) -> DataView:
-    """A view of nothing, to ask for graphs with."""
-    return DataView(
+def example_view(registry: Registry, labels: int = 14) -> DataView:
+    """A view of nothing, to ask for graphs with; every other data set stands beside it."""
+    view = DataView(
         dataset="phantom", version=1, params={}, revision="0", split="cv5", split_digest="0", fold=0,
         labels=tuple(f"label-{k}" for k in range(labels)),
     )  # fmt: skip
+    others = registry.entries("datasets").keys() - {"phantom"}
+    externals = {name: replace(view, dataset=name, labels=(), external=True) for name in others}
+    return replace(view, externals=externals)
 
 
 def verify_method(registry: Registry, name: str, *, train: bool = True) -> Iterator[Check]:
@@ -69,7 +72,9 @@ def verify_method(registry: Registry, name: str, *, train: bool = True) -> Itera
     entry = registry.entry("methods", name)
     yield _check("has a docstring and presets", lambda: _says_itself(cls, entry))
     for preset in cls.presets:
-        yield _check(f"preset {preset} plans without a leak", partial(_plans, cls, preset))
+        yield _check(
+            f"preset {preset} plans without a leak", partial(_plans, registry, cls, preset)
+        )
     for labels in (1, 14):
         yield _check(f"learns from a batch with {labels} labels", partial(_steps, cls, labels))
     yield _check("weights survive saving and loading", lambda: _round_trip(cls))
@@ -87,9 +92,9 @@ def _says_itself(cls: Any, entry: Any) -> str | None:
     return None if "quick" in cls.presets else "no preset is called quick"
 
 
-def _plans(cls: Any, preset: str) -> str | None:
+def _plans(registry: Registry, cls: Any, preset: str) -> str | None:
     params = cls.resolve(preset, {}, {}, where=cls.name)
-    view = example_view()
+    view = example_view(registry)
     stage = score(predict(cls.stages(view, params), view), replicates=0, seed=0)
     leaks = find_leaks(stage)
     return "; ".join(leaks) or None

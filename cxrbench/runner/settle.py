@@ -65,13 +65,13 @@ def _with_stored_weights(tree: dict[str, Any], store: Store, where: str) -> dict
 
 
 def _is_file_name(value: str) -> bool:
-    return value not in ("imagenet", "none") and not value.startswith("sha256:")
+    return value not in ("imagenet", "coco", "none") and not value.startswith("sha256:")
 
 
 def _keep_weights(path: Path, store: Store, where: str) -> str:
     if not path.is_file():
         raise MissingInputError(
-            f"{where}: pretrained: {path} is no file; give imagenet, none or a file of weights"
+            f"{where}: pretrained: {path} is no file; give imagenet (or coco, for a detector), none or a file of weights"
         )
     name = f"{digest_file(path)}{path.suffix}"
     kept = store.folder("weights") / name
