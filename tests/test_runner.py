@@ -38,7 +38,7 @@ def cli(home: Path, *words: object) -> subprocess.CompletedProcess[str]:
 
 
 def predictions(store: Store, result: Result) -> list[pd.DataFrame]:
-    stages = [s for s in result.plan.graph.values() if s.kind == "predict"]
+    stages = [s for s in result.plan.graph.values() if s.kind == "predict" and store.has(s.key)]
     return [pd.read_parquet(store.artefact(s.key) / "predictions.parquet") for s in stages]
 
 
@@ -75,6 +75,27 @@ def test_compute_and_transform_give_a_view_like_raw_data(tmp_path: Path) -> None
     mean = next(s for s in result.plan.graph.values() if s.kind == "compute")
     assert mean.part == "train"
     assert store.meta(mean.key)["facts"]["images"] == facts["train"]["images"]
+
+
+def test_a_budget_of_training_images_is_another_training_and_the_same_test(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    [home] = PHANTOM
+    result = bench(
+        store, [SMALL], Execution(threads=1), methods=["small"], recipe={"epochs": 1},
+        datasets=[home, {**home, "train_images": 24}, {**home, "train_images": 10_000}],
+    )  # fmt: skip
+    whole, few = read_records(store.root / "records")[0]
+    if whole.train_images:
+        whole, few = few, whole
+    assert (whole.train_images, few.train_images) == (None, 24)
+    assert [s.facts["steps"] for s in few.stages if s.kind == "fit"] == [24 // 8]
+    assert whole.data_facts["counts"]["train"]["images"] // 8 in [
+        s.facts["steps"] for s in whole.stages if s.kind == "fit"
+    ]
+    a, b = (table["image_id"].tolist() for table in predictions(store, result)[:2])
+    assert a == b
+    [failure] = result.outcome.failed.values()
+    assert "train_images 10000: the training part has" in failure["error"]
 
 
 def test_views_analyses_and_other_data_to_fit_on(tmp_path: Path) -> None:

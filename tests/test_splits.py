@@ -24,6 +24,7 @@ from cxrbench.data.index import Index
 from cxrbench.data.splits import (
     Split,
     describe,
+    fewer_trained,
     find_split,
     read_split,
     stratified_folds,
@@ -438,3 +439,22 @@ def test_official_split_is_the_nihs(nih):
     assert sum(facts["counts"][p]["patients"] for p in ("train", "val")) == 28_008
     positives = facts["counts"]["test"]["positives"]
     assert [positives[k] for k in ("Atelectasis", "Effusion", "Hernia")] == [3279, 4658, 86]
+
+
+# --- fewer training images
+
+
+def test_fewer_training_images_are_among_more_and_nothing_else_changes() -> None:
+    parts = np.array((["train"] * 6 + ["val", "test"]) * 10, dtype=object)
+    ids = np.array([f"image-{n}" for n in range(80)])
+    few, more = fewer_trained(parts, ids, 7), fewer_trained(parts, ids, 30)
+    assert ((few == "train").sum(), (more == "train").sum()) == (7, 30)
+    assert set(ids[few == "train"]) < set(ids[more == "train"])
+    assert (parts == "train").sum() == 60, "the parts that were given stay as they are"
+    for found in (few, more):
+        for part in ("val", "test"):
+            np.testing.assert_array_equal(found == part, parts == part)
+    turned = fewer_trained(parts[::-1], ids[::-1], 7)
+    np.testing.assert_array_equal(turned[::-1], few)
+    with pytest.raises(ConfigError, match=r"train_images 61: .* has 60 images"):
+        fewer_trained(parts, ids, 61)

@@ -52,6 +52,9 @@ def run(
     split: Annotated[str, typer.Option(help="(default: the data set's first)")] = "",
     fold: Annotated[int, typer.Option(min=0)] = 0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    train_images: Annotated[
+        int | None, typer.Option(min=1, help="Only so many of the training images.")
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option(help="paper, tuned or quick. (default: paper; quick on the phantom)"),
@@ -115,7 +118,12 @@ def run(
             "methods": [MethodEntry(name=method, params=chosen["params"])],
             "datasets": [
                 DatasetEntry(
-                    name=dataset, split=split, folds=[fold], path=data, params=chosen["data"]
+                    name=dataset,
+                    split=split,
+                    folds=[fold],
+                    train_images=train_images,
+                    path=data,
+                    params=chosen["data"],
                 )
             ],
             "seeds": [seed],

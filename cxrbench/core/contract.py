@@ -24,9 +24,10 @@ class Computation(Protocol):
     ) -> dict[str, Any]:
         """Read uint8 `images` [N, S, S] and `targets` [N, K], write files to `out`, return facts.
 
-        `images` has a length and gives arrays for slices; only what is sliced is read. Its `index` says
-        what is known of the images besides, `masks()` gives their lungs where `has_masks`, and `dataset` is
-        the data set's class. `inputs` are the folders of earlier artefacts.
+        `images` has a length and gives arrays for slices; only what is sliced is read. Its `rows` are
+        their places among all images, `index` says what is known of them besides, `masks()` gives their
+        lungs where `has_masks`, and `dataset` is the data set's class. `inputs` are the folders of earlier
+        artefacts.
         """
 
 
@@ -47,3 +48,7 @@ class Transformation(Protocol):
 
     def __call__(self, images: Any) -> Any:
         """uint8 [B, S, S] to uint8 [B, T, T]; T is the same for every batch."""
+
+    def leave(self, out: Path) -> dict[str, Any]:
+        """After the last image: write to `out` what was found on the way, such as boxes; facts."""
+        return {}

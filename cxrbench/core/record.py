@@ -70,6 +70,7 @@ class Record(Frozen):
     folds: int
     fold: int
     seed: int
+    train_images: int | None = None  # that the training part was cut to
     data_facts: dict[str, Any]
     tested_on: ExternalTest | None = None
     views: list[

@@ -37,7 +37,7 @@ class Recipe(Frozen):
     optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["constant", "plateau", "cosine"] = "constant"
+    schedule: Literal["constant", "plateau", "cosine", "linear"] = "constant"
     warmup_epochs: float = Field(0.0, ge=0)
     plateau_factor: float = Field(0.1, gt=0, lt=1)
     plateau_patience: int = Field(5, ge=0)
@@ -61,7 +61,7 @@ class Recipe(Frozen):
         if self.size > self.load:
             raise ValueError(f"size {self.size} is larger than load {self.load}")
         if self.schedule == "plateau" and self.warmup_epochs:
-            raise ValueError("warmup_epochs needs the schedule constant or cosine")
+            raise ValueError("warmup_epochs does not go with the schedule plateau")
         return self
 
 
@@ -86,11 +86,15 @@ class Execution(Frozen):
 
 
 class DatasetEntry(Frozen):
-    """A data set of a benchmark: which split, which folds, where."""
+    """A data set of a benchmark: which split, which folds, where.
+
+    `train_images`: so many of the training images alone, for curves of learning; validation and test stay.
+    """
 
     name: str
     split: str = ""
     folds: list[int] | None = None
+    train_images: int | None = Field(None, ge=1)
     path: Path | None = None
     params: dict[str, Any] = {}
 

@@ -44,6 +44,7 @@ class DataView:
     labels: tuple[str, ...]
     skip_unreadable: bool = False
     external: bool = False
+    train_images: int | None = None  # only so many of the training part; None: all
     # How a model's labels are called here, where it was trained on another data set.
     label_map: tuple[tuple[str, str], ...] = ()
     root_seed: int = 0
@@ -76,10 +77,15 @@ class DataView:
 
     def identity(self) -> dict[str, Any]:
         """What decides the images, the labels and which of them are trained on."""
-        mapped = {"label_map": [list(pair) for pair in self.label_map]} if self.label_map else {}
+        # What is not asked for is no part of it, so that older artefacts keep their names.
+        asked: dict[str, Any] = {}
+        if self.label_map:
+            asked["label_map"] = [list(pair) for pair in self.label_map]
+        if self.train_images is not None:
+            asked["train_images"] = self.train_images
         return {
             **self.pixels(),
-            **mapped,
+            **asked,
             "split": self.split,
             "split_digest": self.split_digest,
             "fold": self.fold,

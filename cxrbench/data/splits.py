@@ -191,6 +191,22 @@ def _cut(index: Index, name: str, shares: npt.NDArray[np.float64], seed: int) ->
     return units.map(dict(zip(held.index, part.tolist(), strict=True)))
 
 
+def fewer_trained(
+    parts: npt.NDArray[np.object_], image_ids: npt.NDArray[Any], count: int
+) -> npt.NDArray[np.object_]:
+    """The parts [N] with `count` training images, the others NONE; ConfigError where there are not as many.
+
+    Taken in the order of the hashes of their ids: the fewer are always among the more.
+    """
+    trained = np.flatnonzero(parts == "train")
+    if count > len(trained):
+        raise ConfigError(f"train_images {count}: the training part has {len(trained)} images")
+    order = np.argsort(hash_order(pd.Index(image_ids[trained]).astype(str), 0, "train_images"))
+    kept = parts.copy()
+    kept[trained[order[count:]]] = NONE
+    return kept
+
+
 def describe(split: Split, index: Index) -> dict[str, Any]:
     """Images, patients and positives of each part or fold, and `warnings` about what cannot be scored."""
     assigned = split.assigned(index)

@@ -15,6 +15,7 @@ from cxrbench.core.spec import Execution
 from cxrbench.core.stage import DataView, Stage
 from cxrbench.core.store import Store
 from cxrbench.data.pixels import open_pixels, resize
+from cxrbench.data.splits import fewer_trained
 from cxrbench.runner.bind import Opened, open_dataset
 
 LISTED = 20  # unreadable images named in an error
@@ -26,7 +27,7 @@ class Material:
 
     opened: Opened
     pixels: npt.NDArray[np.uint8]  # [N, L, L]
-    parts: npt.NDArray[np.object_]  # [N]: train, val, test or unreadable
+    parts: npt.NDArray[np.object_]  # [N]: train, val, test, none or unreadable
     skipped: list[str]
 
 
@@ -90,6 +91,8 @@ class Context:
             )
         skipped = list(cache.unreadable)
         parts[skipped] = "unreadable"
+        if view.train_images is not None:
+            parts = fewer_trained(parts, opened.index.image_ids, view.train_images)
         names = [str(opened.index.image_ids[row]) for row in skipped]
         return Material(opened, cache.images, parts, names)
 

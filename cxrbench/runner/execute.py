@@ -23,14 +23,14 @@ CHUNK = 64  # images that a transform is given at once
 class ChosenImages:
     """Rows of a memory map as uint8 [N, S, S]: a slice reads only its own images.
 
-    `index` [N] and `dataset` say what is known of them besides, such as the finding boxes of drawn films
-    (`dataset.truth(index, row, size)`).
+    `rows` [N] are their places among all images. `index` [N] and `dataset` say what is known of them
+    besides, such as the finding boxes of drawn films (`dataset.truth(index, row, size)`).
     """
 
     def __init__(
         self, material: Material, rows: npt.NDArray[np.int64], view: DataView, context: Context
     ) -> None:
-        self._pixels, self._rows = material.pixels, rows
+        self._pixels, self.rows = material.pixels, rows
         self._view, self._context = view, context
         self.dataset = material.opened.cls
         self.index = material.opened.index.select(np.isin(np.arange(len(material.parts)), rows))
@@ -39,13 +39,13 @@ class ChosenImages:
     def masks(self) -> npt.NDArray[np.uint8]:
         """The lungs of the images [N, S, S]: 255 inside. Raw images of data sets with masks only."""
         side = self._pixels.shape[-1]
-        return np.asarray(self._context.masks(self._view, side)[self._rows])
+        return np.asarray(self._context.masks(self._view, side)[self.rows])
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, place: Any) -> npt.NDArray[np.uint8]:
-        return np.asarray(self._pixels[self._rows[place]])
+        return np.asarray(self._pixels[self.rows[place]])
 
 
 def device_of(context: Context) -> str:
@@ -138,4 +138,4 @@ def run_transform(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
         images[start : start + len(block)] = block
     assert images is not None
     images.flush()
-    return {"images": count, "size": int(images.shape[1])}
+    return {"images": count, "size": int(images.shape[1]), **change.leave(out)}

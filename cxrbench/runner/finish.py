@@ -84,6 +84,7 @@ def _record(plan: Plan, run: PlannedRun, store: Store) -> Record:
         folds=binding.folds,
         fold=run.fold,
         seed=run.seed,
+        train_images=run.train_images,
         data_facts=binding.facts,
         tested_on=run.tested_on,
         views=run.views,

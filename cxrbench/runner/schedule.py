@@ -192,11 +192,11 @@ class _Sweep:
 
     def _note_failure(self, stage: Stage, head: str, worker: Running) -> None:
         log = self.store.root / "jobs" / f"{head[:16]}.log"
-        failure = {"stage": stage.key, "log": str(log), "exit_code": worker.process.returncode}
+        failure = {"stage": stage.key, "log": str(log), "exit_code": worker.code}
         try:
             failure = {**failure, **json.loads(self._failure_file(stage).read_text())}
         except (OSError, ValueError):
-            code = worker.process.returncode
+            code = worker.code
             how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
             failure["error"] = f"the worker was {how}" if code < 0 else f"the worker {how}"
         self.outcome.failed[stage.digest] = failure

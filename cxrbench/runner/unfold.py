@@ -31,6 +31,7 @@ class PlannedRun(Frozen):
     split: str
     fold: int
     seed: int
+    train_images: int | None = None
     views: list[dict[str, Any]] = []
     tested_on: ExternalTest | None = None
     final: str  # digest of the score stage
@@ -89,6 +90,7 @@ def unfold(setting: Setting, method: MethodEntry) -> Iterator[Unfolded]:
         tests = _tests_of(setting, binding)
         for fold, seed in _folds(spec, binding, entry):
             home = _home(setting, binding, fold, seed)
+            home = replace(home, train_images=entry.train_images)
             data = home
             for view in views:
                 data = view.cls.view(data, view.settled.params)
@@ -108,6 +110,7 @@ def unfold(setting: Setting, method: MethodEntry) -> Iterator[Unfolded]:
                 split=binding.split,
                 fold=fold,
                 seed=seed,
+                train_images=entry.train_images,
                 views=[view.described() for view in views],
                 final=final.digest,
                 analyses={name: stage.digest for name, stage in analyses.items()},

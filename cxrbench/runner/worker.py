@@ -247,10 +247,25 @@ def _message(error: BaseException) -> str:
 
 
 def _threads(execution: Execution) -> None:
-    """CPU threads of this process, before NumPy and torch are imported."""
+    """CPU threads of this process and its children: read by NumPy and torch when they are imported."""
     if execution.threads:
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = str(execution.threads)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(execution.threads)
+
+
+def run_apart(job: Path, log: Path, environment: dict[str, str]) -> None:
+    """Do a job in a process that was made for it, in a session of its own, printing to its log."""
+    os.setsid()
+    with log.open("ab") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
+    for printed in (sys.stdout, sys.stderr):
+        printed.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.exit(main([str(job)]))
 
 
 def main(words: list[str]) -> int:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cxrbench.core.contract import Transformation
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.spec import Augment, MethodParams, Recipe
 from cxrbench.core.stage import compute, fit, transform
@@ -69,7 +70,7 @@ class MeanFilm:
         return {"images": len(images), "mean": float(mean.mean())}
 
 
-class Difference:
+class Difference(Transformation):
     """Each film minus the mean film: a `transform` stage."""
 
     name = "difference"

@@ -1,16 +1,24 @@
-"""The local engine: workers as processes of this machine, a slot per GPU group or per CPU share."""
+"""The local engine: workers as processes of this machine, a slot per GPU group or per CPU share.
 
+Importing torch and Lightning takes seconds, more than many a stage. On Linux a server process imports them once
+and every worker is forked from it; it runs nothing itself, so neither threads nor a GPU are inherited.
+"""
+
+import contextlib
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
 from cxrbench.core.spec import Execution
+from cxrbench.runner.worker import run_apart
 
+PRELOADED = ["cxrbench.runner.execute", "cxrbench.runner.score"]
 GRACE = 90.0  # seconds that a worker has to save its state before it is killed
 
 
@@ -18,12 +26,19 @@ GRACE = 90.0  # seconds that a worker has to save its state before it is killed
 class Running:
     """A worker process and the slot that it holds."""
 
-    process: subprocess.Popen[bytes]
+    process: multiprocessing.process.BaseProcess
     slot: int
 
     def ended(self) -> bool:
         """Whether the process is gone."""
-        return self.process.poll() is not None
+        return self.process.exitcode is not None
+
+    @property
+    def code(self) -> int:
+        """The exit code of a process that is gone; -N where signal N killed it."""
+        code = self.process.exitcode
+        assert code is not None
+        return code
 
 
 class LocalEngine:
@@ -32,6 +47,7 @@ class LocalEngine:
     def __init__(self, execution: Execution) -> None:
         self.execution = execution
         self.free = list(range(execution.slots))
+        self.processes = _processes()
 
     def has_room(self) -> bool:
         """Whether a slot is free."""
@@ -43,15 +59,8 @@ class LocalEngine:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
         if self.execution.accelerator == "gpu":
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus(slot))
-        with log.open("ab") as stream:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "cxrbench.runner.worker", str(job)],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
+        process = self.processes.Process(target=run_apart, args=(job, log, environment))
+        process.start()
         return Running(process, slot)
 
     def finished(self, running: Running) -> None:
@@ -62,7 +71,7 @@ class LocalEngine:
         """Ask workers to save and end; kill what has not after the grace time, or when `at_once`."""
         for worker in workers:
             if not worker.ended():
-                worker.process.send_signal(signal.SIGTERM)
+                worker.process.terminate()
         deadline = time.monotonic() + GRACE
         while time.monotonic() < deadline and not at_once():
             if all(worker.ended() for worker in workers):
@@ -70,11 +79,24 @@ class LocalEngine:
             time.sleep(0.1)
         for worker in workers:
             if not worker.ended():
-                os.killpg(worker.process.pid, signal.SIGKILL)
-                worker.process.wait()
+                assert worker.process.pid is not None
+                with contextlib.suppress(ProcessLookupError):  # not yet a group of its own
+                    os.killpg(worker.process.pid, signal.SIGKILL)
+                worker.process.kill()
+                worker.process.join()
 
     def _gpus(self, slot: int) -> list[str]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(i) for i in range(64)]
         count = self.execution.devices
         return names[slot * count : (slot + 1) * count]
+
+
+def _processes() -> ForkServerContext | SpawnContext:
+    if (
+        sys.platform != "linux"
+    ):  # elsewhere system libraries do not survive a fork, or there is none
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
