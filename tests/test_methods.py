@@ -363,6 +363,13 @@ def test_cosine_warms_up_and_goes_down_to_nothing() -> None:
     assert all(a >= b for a, b in pairwise(found[20:]))
 
 
+def test_linear_ends_at_a_hundredth() -> None:
+    recipe = Recipe(epochs=10, schedule="linear", warmup_epochs=2, learning_rate=1.0)
+    found = rates(recipe, 101, 10)
+    assert found[:20] == pytest.approx([(n + 1) / 21 for n in range(20)])
+    assert (found[20], found[60], found[100]) == pytest.approx((1, 0.505, 0.01))
+
+
 def test_constant_is_constant_after_the_warm_up() -> None:
     recipe = Recipe(epochs=4, warmup_epochs=1, learning_rate=0.5)
     assert set(rates(recipe, 40, 10)[10:]) == {0.5}

@@ -1,6 +1,7 @@
 """Recipes to optimisers and schedules."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,13 +18,24 @@ OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def build_optimiser(module: nn.Module, recipe: Recipe, steps_per_epoch: int) -> Any:
-    """What Lightning's `configure_optimizers` returns for a recipe."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
+LINEAR_END = 0.01  # what a linear schedule leaves of the rate
+
+
+def build_optimiser(
+    module: nn.Module,
+    recipe: Recipe,
+    steps_per_epoch: int,
+    rates: Mapping[str, float] | None = None,
+) -> Any:
+    """What Lightning's `configure_optimizers` returns for a recipe.
+
+    `rates`: submodule -> its share of the learning rate, where that is not 1.
+    """
     options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "sgd":
         options["momentum"] = 0.9
-    optimiser = OPTIMISERS[recipe.optimizer](parameters, **options)
+    groups = _groups(module, recipe.learning_rate, rates or {})
+    optimiser = OPTIMISERS[recipe.optimizer](groups, **options)
     if recipe.schedule == "plateau":
         plateau = ReduceLROnPlateau(
             optimiser, factor=recipe.plateau_factor, patience=recipe.plateau_patience
@@ -40,8 +52,22 @@ def build_optimiser(module: nn.Module, recipe: Recipe, steps_per_epoch: int) -> 
             return (step + 1) / (warmup + 1)
         if recipe.schedule == "constant":
             return 1.0
-        done = (step - warmup) / max(1, steps - warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        done = min(1.0, (step - warmup) / max(1, steps - warmup))
+        if recipe.schedule == "linear":
+            return 1 - (1 - LINEAR_END) * done
+        return 0.5 * (1 + math.cos(math.pi * done))
 
     schedule = {"scheduler": LambdaLR(optimiser, factor), "interval": "step"}
     return {"optimizer": optimiser, "lr_scheduler": schedule}
+
+
+def _groups(module: nn.Module, rate: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The parameters that learn: those of each submodule in `rates`, and the rest before them."""
+    chosen = {part: list(module.get_submodule(part).parameters()) for part in rates}
+    taken = {id(p) for part in chosen.values() for p in part}
+    rest = [p for p in module.parameters() if id(p) not in taken and p.requires_grad]
+    slowed = [
+        {"params": [p for p in chosen[part] if p.requires_grad], "lr": rate * share}
+        for part, share in rates.items()
+    ]
+    return [{"params": rest}, *slowed]
