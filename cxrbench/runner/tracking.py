@@ -1,11 +1,13 @@
 """Weights & Biases: a mirror of the stages. Files stay the truth, and no failure of it stops a stage."""
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
+from cxrbench.core.store import read_json
 
 INIT_SECONDS = 20  # until an unreachable server is given up
 
@@ -56,21 +58,42 @@ def training_logger(stage: Stage, execution: Execution, folder: Path) -> Any | N
 
 
 def log_summary(
-    stage: Stage, execution: Execution, folder: Path, facts: dict[str, Any], scores: dict[str, Any]
+    stage: Stage, execution: Execution, folder: Path, artefact: Path, facts: dict[str, Any]
 ) -> None:
-    """A run for a stage that has no curve: its facts, and the macro and per-label scores."""
+    """A run for a stage that has no curve: its facts, its scores and its pictures.
+
+    `folder` is where runs stay, `artefact` what the stage left.
+    """
     if execution.wandb == "off":
         return
     run = _start(stage, execution, folder)
     if run is None:
         return
-    summary = {name: value for name, value in facts.items() if isinstance(value, (int, float, str))}
-    summary |= {
-        f"macro/{name}": value
-        for name, value in scores.get("macro", {}).items()
-        if isinstance(value, (int, float))
-    }
-    for label, values in scores.get("labels", {}).items():
-        summary |= {f"{label}/{m}": values[m] for m in ("auc", "pr_auc") if values[m] is not None}
-    run.summary.update(summary)
+    run.summary.update(dict(_flat(facts)) | _scores(artefact / "scores.json"))
+    pictures = artefact / "gallery.json"
+    if pictures.is_file():
+        import wandb
+
+        for entry in read_json(pictures):
+            path = artefact / entry["file"]
+            run.log({f"gallery/{path.stem}": wandb.Image(str(path), caption=entry["caption"])})
     run.finish()
+
+
+def _flat(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, int | float | str]]:
+    """Numbers and texts of nested facts, by names like `restored/unet/psnr`."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}/")
+        elif isinstance(value, int | float | str):
+            yield f"{before}{name}", value
+
+
+def _scores(path: Path) -> dict[str, float]:
+    if not path.is_file():
+        return {}
+    scores = read_json(path)
+    found = {f"macro/{name}": value for name, value in scores["macro"].items()}
+    for label, values in scores["labels"].items():
+        found |= {f"{label}/{metric}": values[metric] for metric in ("auc", "pr_auc")}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}

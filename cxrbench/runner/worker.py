@@ -91,9 +91,8 @@ def build_stage(job: Job, stage: Stage, context: Any) -> None:
             job.store.publish(stage.key, out, meta)
         job.store.clear_partial(stage.key)
         if stage.kind != "fit":  # a training has logged itself, with its curves
-            path = job.store.artefact(stage.key) / "scores.json"
-            scores = json.loads(path.read_text()) if path.is_file() else {}
-            log_summary(stage, job.execution, job.store.root, facts, scores)
+            left = job.store.artefact(stage.key)
+            log_summary(stage, job.execution, job.store.root, left, facts)
         failure_path(job.store, stage).unlink(missing_ok=True)
     finally:
         lock.release()
