@@ -16,7 +16,14 @@ from cxrbench.core.errors import DataError
 from cxrbench.core.record import Record, read_record, read_records, write_record
 from cxrbench.core.store import Store, write_json
 from cxrbench.leaderboard.collect import Table, collect
-from cxrbench.leaderboard.markdown import HEADER, cells, to_csv, to_markdown, write_tables
+from cxrbench.leaderboard.markdown import (
+    HEADER,
+    cells,
+    pairs_to_csv,
+    to_csv,
+    to_markdown,
+    write_tables,
+)
 from cxrbench.runner.publish import publish
 
 Make = Callable[..., Record]
@@ -240,7 +247,13 @@ def test_null_metrics_are_a_dash(make_record: Make) -> None:
 def test_the_paper_s_number_stands_beside_ours(make_record: Make) -> None:
     reported = {"split": "official", "source": "x", "macro": {"auc": 0.8216}, "labels": {}}
     table = only([make_record(0.8, folds=1, reported=reported)])
-    assert cells(table.rows[0])[-1] == "0.8216"
+    paper = HEADER.index("paper AUC")
+    assert cells(table.rows[0])[paper] == "0.8216 (different split)"
+    same = {"split": "official", "reported": reported, "macro": {"auc_interval": [0.79, 0.83]}}
+    for auc, says in ((0.8216, "reproduced"), (0.84, "not reproduced")):
+        reported["macro"] = {"auc": auc}
+        row = only([make_record(0.8, folds=1, **same)]).rows[0]
+        assert cells(row)[paper] == f"{auc:.4f} ({says})"
     assert read_csv([table])[0]["paper_auc"] == "0.8216"
 
 
@@ -289,7 +302,8 @@ def test_hostile_texts_stay_texts(make_record: Make, hostile: str) -> None:
     }  # fmt: skip
     record = plain.model_copy(update=texts)  # without the checks of reading
     text = to_markdown(collect([record]), [hostile])
-    expected = to_markdown(collect([plain.model_copy(update={"warnings": ["w"]})]), ["x"])
+    same = {"warnings": ["w"], "changed": {"x": "y"}}
+    expected = to_markdown(collect([plain.model_copy(update=same)]), ["x"])
     assert len(re.split("[\n\r\u2028\x0b\x0c]", text)) == len(expected.split("\n"))
     table = [line for line in text.split("\n") if line.startswith("|")]
     assert {unescaped_pipes(line) for line in table} == {len(HEADER) + 1}
@@ -311,9 +325,75 @@ def test_html_of_ordinary_texts_is_readable(make_record: Make) -> None:
     assert html.unescape("a &amp; b") == "a & b"
 
 
+def five(make: Make, **methods: float) -> list[Record]:
+    """Five folds of each method, which differ from the next by more than they spread."""
+    return [
+        record
+        for method, auc in methods.items()
+        for record in folds(
+            make, *(auc + by for by in (0.0, 0.01, -0.01, 0.003, -auc / 500)), method=method
+        )
+    ]
+
+
+def test_the_statistics_stand_in_the_cells(make_record: Make) -> None:
+    table = only(five(make_record, densenet121=0.8, vgg16=0.6, aecnn=0.8001, fmix=0.9))
+    found = {row.method: dict(zip(HEADER, cells(row), strict=True)) for row in table.rows}
+    assert {method: of["#"].split()[0] for method, of in found.items()} == {
+        "fmix": "1", "aecnn": "2-3", "densenet121": "2-3", "vgg16": "4",
+    }  # fmt: skip
+    assert found["fmix"]["#"] == "1 [1, 1]"
+    assert re.fullmatch(r"\+0\.1000 \[\+0\.\d{3}, \+0\.\d{3}\] ▲", found["fmix"]["Δ densenet121"])
+    assert found["vgg16"]["Δ densenet121"].endswith("▼")
+    assert found["aecnn"]["Δ densenet121"].endswith("≈")
+    assert found["densenet121"]["Δ densenet121"] == "–"
+
+
+def test_markdown_says_how_and_has_the_matrix(make_record: Make) -> None:
+    records = five(make_record, densenet121=0.8, vgg16=0.6, fmix=0.9)
+    text = to_markdown(collect([r.model_copy(update={"changed": {"x": 1}}) for r in records]), [])
+    for says in (
+        "Nadeau and Bengio", "Rows share a place", "One seed", "open recipe: settings",
+        "No critical-difference diagram", "same corrected t-distribution",
+    ):  # fmt: skip
+        assert text.count(says) == 1, says
+    matrix = text.split("corrected p:")[1].split("\n\n")[1].splitlines()
+    assert len(matrix) == 4
+    assert {line.count("|") for line in matrix} == {4}
+    assert "▲ p &lt; 0.001" in matrix[2]
+    rough = {"densenet121": 0.8, "vgg16": 0.795, "aecnn": 0.81}
+    records = [
+        make_record(auc + 0.01 * math.sin(7 * fold + auc * 900), method=m, fold=fold, folds=5)
+        for m, auc in rough.items()
+        for fold in range(5)
+    ]
+    assert re.search(r"○ p [01]\.\d{3} \|", to_markdown(collect(records), []))
+    seeds = five(make_record, fmix=0.9) + folds(make_record, *[0.9] * 5, method="fmix", seed=1)
+    assert "over seeds within a fold 0.0" in to_markdown(collect(seeds), [])
+
+
+def test_the_csv_has_what_the_statistics_say(make_record: Make) -> None:
+    tables = collect(five(make_record, densenet121=0.8, vgg16=0.6, fmix=0.9))
+    first, second, _ = read_csv(tables)
+    assert (first["method"], first["place_first"], first["place_last"]) == ("fmix", "1", "1")
+    found = tables[0].rows[0].comparisons["densenet121"]
+    assert found is not None
+    assert float(first["densenet121_p_adjusted"]) == found.p_adjusted
+    assert first["densenet121_verdict"] == "better"
+    assert second["densenet121_verdict"] == second["paper_split"] == ""
+    assert float(first["auc_low"]) < float(first["auc_mean"]) < float(first["auc_high"])
+    pairs = list(csv.DictReader(io.StringIO(pairs_to_csv(tables))))
+    assert [p["first"].split()[0] + p["second"].split()[0] for p in pairs] == [
+        "fmixdensenet121", "fmixvgg16", "densenet121vgg16",
+    ]  # fmt: skip
+    assert float(pairs[0]["difference"]) == pytest.approx(0.1, abs=1e-3)
+    assert "Nadeau" in pairs[0]["how"]
+
+
 def test_files_are_written_together(tmp_path: Path, make_record: Make) -> None:
     paths = write_tables(collect([make_record(0.8)]), ["x: torn"], tmp_path / "board")
-    assert [path.name for path in paths] == ["LEADERBOARD.md", "leaderboard.csv"]
+    names = ["LEADERBOARD.md", "leaderboard.csv", "pairwise.csv"]
+    assert [path.name for path in paths] == names
     assert "- x: torn" in paths[0].read_text()
     assert paths[1].read_text().startswith("dataset,split,")
 

@@ -7,119 +7,27 @@ that both methods have of method minus baseline.
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
 from cxrbench.core.digest import canonical_json, digest
-from cxrbench.core.record import ExternalTest, Record
+from cxrbench.core.record import Record
+from cxrbench.leaderboard.honesty import marks, paper_flag
+from cxrbench.leaderboard.judge import judge
+from cxrbench.leaderboard.predictions import Reader
+from cxrbench.leaderboard.published import published_flag
+from cxrbench.leaderboard.rows import BASELINES, METRICS, Fold, Row, Spread, Table, Value
 
-BASELINES = ("densenet121", "vgg16")
-METRICS = ("auc", "pr_auc", "precision_at_95_recall", "precision_at_validation_threshold",
-           "recall_at_validation_threshold", "validation_minus_test_auc")  # fmt: skip
+__all__ = ["BASELINES", "METRICS", "Fold", "Row", "Spread", "Table", "Value", "collect"]
 REMARKS = {"data_facts", "overlap", "unmatched_data"}  # of a test set: no part of its identity
-Fold = tuple[int, int]  # (fold, seed)
 
 
-@dataclass(frozen=True)
-class Value:
-    """A metric over folds; `interval` is the bootstrap's where there is one fold only."""
+def collect(records: Iterable[Record], predictions: Reader | None = None) -> list[Table]:
+    """Tables, one for each set of comparable records, rows by rank.
 
-    mean: float
-    sd: float | None
-    n: int
-    interval: tuple[float, float] | None = None
-
-
-@dataclass
-class Row:
-    """One method with one setting on one table's data."""
-
-    method: str
-    preset: str
-    changed: dict[str, Any]
-    records: list[Record]
-    folds: int
-    values: dict[str, Value | None] = field(default_factory=dict)
-    against: dict[str, Value | None] = field(default_factory=dict)  # baseline -> AUC difference
-    rank: int | None = None
-
-    @property
-    def name(self) -> str:
-        """The method, its preset, and what was changed besides."""
-        shown = [
-            f"{key.removeprefix('recipe.')}={value}"
-            for key, value in self.changed.items()
-            # A change laid over every stage is shown once.
-            if not any(key.endswith(f".{other}") for other in self.changed)
-        ]
-        over = " on ".join(str(view["name"]) for view in reversed(self.records[0].views))
-        precision = self.records[0].params.get("recipe", {}).get("precision", "32-true")
-        extra = [self.preset, *shown, *([precision] if precision != "32-true" else [])]
-        method = f"{self.method} on {over}" if over else self.method
-        return f"{method} ({', '.join(extra)})"
-
-    @property
-    def done(self) -> int:
-        """Folds with a record, at the seed that has the fewest."""
-        per_seed: dict[int, set[int]] = defaultdict(set)
-        for record in self.records:
-            per_seed[record.seed].add(record.fold)
-        return min(len(found) for found in per_seed.values())
-
-    @property
-    def runs(self) -> set[Fold]:
-        """The folds and seeds that have a record."""
-        return {(record.fold, record.seed) for record in self.records}
-
-    @property
-    def complete(self) -> bool:
-        """Whether every fold is there."""
-        return self.done == self.folds
-
-    @property
-    def reported(self) -> dict[str, Any] | None:
-        """The paper's numbers for this data set."""
-        return self.records[0].reported
-
-
-@dataclass
-class Table:
-    """Rows on the same images, labels and split."""
-
-    dataset: str
-    split: str
-    split_digest: str
-    labels: list[str]
-    rows: list[Row]
-    facts: dict[str, Any]
-    floor: dict[str, Any]
-    warnings: list[str]
-    tested_on: ExternalTest | None = None
-
-    @property
-    def title(self) -> str:
-        """Data set, split as it may be called, and its digest."""
-        home = f"{self.dataset} · {self.split_name} · {self.split_digest[:8]}"
-        if self.tested_on is None:
-            return home
-        test = self.tested_on
-        part = test.split if test.data_facts.get("complete", True) else f"part of {test.split}"
-        return f"{home} → {test.dataset} · {part} · {test.split_digest[:8]}"
-
-    @property
-    def test_facts(self) -> dict[str, Any]:
-        """Counts of the data set that is tested on."""
-        return self.tested_on.data_facts if self.tested_on else self.facts
-
-    @property
-    def split_name(self) -> str:
-        """The split; a part of the images is never called by the whole's name."""
-        return self.split if self.facts.get("complete", True) else f"part of {self.split}"
-
-
-def collect(records: Iterable[Record]) -> list[Table]:
-    """Tables, one for each set of comparable records, rows by rank."""
+    predictions: finds what lies behind a record (`predictions_in(store)`); tables of one test part have tests
+    only with it.
+    """
     newest: dict[str, Record] = {}
     for record in sorted(records, key=lambda r: (r.created, r.id)):
         newest[record.final] = record  # a repeat of the same stages is the same result
@@ -136,30 +44,32 @@ def collect(records: Iterable[Record]) -> list[Table]:
             "tested_on": record.tested_on and record.tested_on.model_dump(exclude=REMARKS),
         }
         tables[digest(same)].append(record)
-    return sorted((_table(group) for group in tables.values()), key=lambda table: table.title)
+    return sorted(
+        (_table(group, predictions) for group in tables.values()), key=lambda table: table.title
+    )
 
 
-def _table(records: list[Record]) -> Table:
+def _table(records: list[Record], predictions: Reader | None) -> Table:
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        key = [record.method, record.method_version, record.preset, canonical_json(record.params)]
-        key.append(canonical_json(record.views))
+        key: list[Any] = [record.method, record.method_version, record.preset]
+        key.append(canonical_json(record.params))
+        key += [canonical_json(record.views), record.train_images]
         groups[canonical_json(key)].append(record)
     rows = [_row(group) for group in groups.values()]
-    for row in rows:
-        row.against = {name: _against(row, _baseline(name, row, rows)) for name in BASELINES}
-    shared = _shared_runs(rows)
-    fair = [row for row in rows if row.runs == shared and row.values["auc"]]
-    ranked = sorted(fair, key=_auc, reverse=True)
-    for place, row in enumerate(ranked, start=1):
-        row.rank = place
+    baselines = {name: [_baseline(name, row, rows) for row in rows] for name in BASELINES}
+    for i, row in enumerate(rows):
+        row.against = {name: _against(row, found[i]) for name, found in baselines.items()}
+    odd = _on_other_images(rows)
+    ranked = _rank([row for row in rows if id(row) not in odd], _shared_runs(rows))
     rest = [row for row in rows if row.rank is None]
+    pairwise, notes = judge(ranked, rows, baselines, predictions)
     first = records[0]
-    warnings = _warnings(records)
-    if ranked and not ranked[0].complete:
-        folds = sorted({fold for fold, _ in shared})
-        which = f"fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
-        warnings.add(f"preliminary: ranked on {which}; the split has {first.folds}")
+    floor = first.scores["macro"].get("floor") or {}
+    for row in rows:
+        row.marks = marks(row, floor.get("auc"), other_images=id(row) in odd)
+        row.published = published_flag(row.records[0], _auc(row) if row.complete else None)
+        row.paper = paper_flag(row)
     return Table(
         dataset=first.dataset,
         split=first.split,
@@ -167,10 +77,30 @@ def _table(records: list[Record]) -> Table:
         labels=first.labels,
         rows=ranked + sorted(rest, key=lambda row: row.name),
         facts=first.data_facts,
-        floor=first.scores["macro"].get("floor") or {},
-        warnings=sorted(warnings),
+        floor=floor,
+        warnings=sorted(_warnings(records) | _preliminary(ranked)),
         tested_on=first.tested_on,
+        pairwise=pairwise,
+        notes=notes,
     )
+
+
+def _rank(rows: list[Row], shared: frozenset[Fold]) -> list[Row]:
+    """The rows with the shared runs and an AUC, by AUC; they get their places."""
+    fair = [row for row in rows if row.runs == shared and _auc(row) is not None]
+    ranked = sorted(fair, key=lambda row: _auc(row) or 0.0, reverse=True)
+    for place, row in enumerate(ranked, start=1):
+        row.rank = place
+    return ranked
+
+
+def _preliminary(ranked: list[Row]) -> set[str]:
+    """A warning where rows are ranked that have a part of the folds only."""
+    if not ranked or ranked[0].complete:
+        return set()
+    folds = sorted({fold for fold, _ in ranked[0].runs})
+    which = f"fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
+    return {f"preliminary: ranked on {which}; the split has {ranked[0].folds}"}
 
 
 def _warnings(records: list[Record]) -> set[str]:
@@ -187,14 +117,33 @@ def _warnings(records: list[Record]) -> set[str]:
 
 
 def _shared_runs(rows: list[Row]) -> frozenset[Fold]:
-    """The folds and seeds that most rows have; the larger set where two are equally common."""
-    sets = [frozenset(row.runs) for row in rows]
+    """The folds and seeds that most rows have; of complete rows where there are any."""
+    whole = [row for row in rows if row.complete] or rows
+    sets = [frozenset(row.runs) for row in whole]
     return max(sets, key=lambda runs: (sets.count(runs), len(runs), sorted(runs)))
 
 
-def _auc(row: Row) -> float:
+def _on_other_images(rows: list[Row]) -> set[int]:
+    """The ids of rows that were scored on other images or labels than most in any run."""
+    scored: dict[Fold, list[str]] = defaultdict(list)
+    found: dict[int, list[tuple[Fold, str]]] = defaultdict(list)
+    for row in rows:
+        for record in row.records:
+            run = (record.fold, record.seed)
+            what = [
+                record.scores.get("images"),
+                record.scores.get("patients"),
+                record.scores["macro"].get("labels_defined"),
+            ]
+            scored[run].append(canonical_json(what))
+            found[id(row)].append((run, scored[run][-1]))
+    usual = {run: max(texts, key=lambda t: (texts.count(t), t)) for run, texts in scored.items()}
+    return {row for row, runs in found.items() if any(usual[run] != what for run, what in runs)}
+
+
+def _auc(row: Row) -> float | None:
     value = row.values["auc"]
-    return value.mean if value else 0.0
+    return value.mean if value else None
 
 
 def _row(records: list[Record]) -> Row:
@@ -241,8 +190,9 @@ def _baseline(name: str, row: Row, rows: list[Row]) -> Row | None:
 
 
 def _budget(row: Row) -> dict[str, Any]:
-    """What was changed for every method of a sweep alike."""
-    return {key: value for key, value in row.changed.items() if key.startswith("recipe.")}
+    """What was changed for every method of a sweep alike, and the training images that there were."""
+    laid = {key: value for key, value in row.changed.items() if key.startswith("recipe.")}
+    return {**laid, "train_images": row.records[0].train_images}
 
 
 def _against(row: Row, baseline: Row | None) -> Value | None:
