@@ -2,18 +2,21 @@
 
 Ranjan et al., ICVGIP 2018, in Bagal's re-implementation. Three trainings: (1) the classifier on resized
 images, the same as the DenseNet121 baseline and shared with it; (2) the autoencoder on small crops;
-(3) both, end to end, on crops of the full image. Shapes: B batch, S side of the classifier's input.
+(3) both, end to end, on crops of the full image. The paper's claim is that the code keeps what resizing loses:
+`downscale` puts plain resizing in the autoencoder's place, everything else being equal.
+Shapes: B batch, S side of the classifier's input.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from cxrbench.core.spec import Augment, MethodParams, Recipe
-from cxrbench.core.stage import DataView, Stage, fit
+from cxrbench.core.stage import DataView, Stage, compute, fit
+from cxrbench.methods.aecnn_report import Reconstruction, ReconstructionParams
 from cxrbench.methods.base import Batch, Classifier, Method, weights_in
 from cxrbench.methods.densenet121 import (
     BL5,
@@ -23,18 +26,24 @@ from cxrbench.methods.densenet121 import (
     BackboneParams,
     DenseNet121,
 )
-from cxrbench.nn.autoencoder import SCALE, Autoencoder, reconstruction_mse
+from cxrbench.methods.vgg16 import VGG16, VGG16Params
+from cxrbench.nn.autoencoder import SCALE, Autoencoder, Resizing, reconstruction_mse, shrink
 from cxrbench.nn.backbones import load_whole, to_unit
 from cxrbench.nn.losses import masked_bce
 
 FLIPS = Augment(horizontal_flip=0.5, vertical_flip=0.5)
-# A thousand parameters want other steps than millions, and no decay.
+# A few thousand parameters want other steps than millions, no decay, and no mean over a thousand steps. They
+# are validated on crops at the scale at which they learn.
 ALONE = {
     "learning_rate": 3e-3,
     "weight_decay": 0.0,
+    "ema_decay": None,
+    "validation_view": "center_crop",
     "select": "val_loss",
     "augment": FLIPS.model_dump(),
 }
+# Beyond the paper, whose single layer of 3 x 3 behind a code cannot do much that bicubic weights do not.
+BEYOND = {"clip_code": True, "as_resizing": True, "hidden": 32}
 
 
 class AutoencoderParams(MethodParams):
@@ -42,8 +51,19 @@ class AutoencoderParams(MethodParams):
 
     patch: int = Field(128, ge=16, multiple_of=SCALE)
     clip_code: bool = False  # as coded: the code is cut to [0, 1] only from stage 3 on
-    as_resizing: bool = False  # as coded: torch's initial weights, not those of plain resizing
+    as_resizing: bool = False  # what is learned is added to bicubic resizing
+    code_channels: Literal[1, 3] = 1  # 3: the classifier's three inputs are not one image thrice
+    hidden: int = Field(0, ge=0)  # channels of a layer before the decoder's own
     recipe: Recipe = BL5.model_copy(update={"augment": FLIPS, "validation_view": "resize"})
+
+    def build(self, *, clip_code: bool) -> Autoencoder:
+        """The network; stage 3 has a clipping of its own."""
+        return Autoencoder(
+            clip_code=clip_code,
+            as_resizing=self.as_resizing,
+            code_channels=self.code_channels,
+            hidden=self.hidden,
+        )
 
 
 class PatchAutoencoder(Method):
@@ -56,7 +76,7 @@ class PatchAutoencoder(Method):
 
     def __init__(self, params: AutoencoderParams, labels: tuple[str, ...]) -> None:
         super().__init__(params, labels)
-        self.autoencoder = Autoencoder(clip_code=params.clip_code, as_resizing=params.as_resizing)
+        self.autoencoder = params.build(clip_code=params.clip_code)
 
     @classmethod
     def image_size(cls, params: AutoencoderParams) -> tuple[int, int]:
@@ -81,6 +101,7 @@ class PatchAutoencoder(Method):
 class AECNNParams(MethodParams):
     """Stage 3, and the parameters of the two trainings that it starts from."""
 
+    downscale: Literal["autoencoder"] | Resizing = "autoencoder"
     backbone: str = "densenet121"
     pretrained: str = "imagenet"  # what stage 1 starts from
     bce_weight: float = Field(0.9, ge=0, le=1)  # lambda; the reconstruction has 1 - lambda
@@ -107,21 +128,16 @@ class AECNN(Classifier):
         "paper": {},
         "tuned": {
             "classifier": {"recipe": TUNED.model_dump()},
-            "autoencoder": {
-                "clip_code": True,
-                "as_resizing": True,
-                "recipe": {**TUNED.model_dump(), **ALONE},
-            },
+            "autoencoder": {**BEYOND, "recipe": {**TUNED.model_dump(), **ALONE}},
             "recipe": TUNED.model_dump(),
         },
         "quick": {
             "pretrained": "none",
             "classifier": {"recipe": QUICK.model_dump()},
             "autoencoder": {
+                **BEYOND,
                 "patch": 64,
-                "clip_code": True,
-                "as_resizing": True,
-                "recipe": {**QUICK.model_dump(), **ALONE},
+                "recipe": {**QUICK.model_dump(), **ALONE, "epochs": 20},
             },
             "recipe": {**QUICK.model_dump(), "learning_rate": 5e-4},
         },
@@ -142,7 +158,8 @@ class AECNN(Classifier):
 
     def __init__(self, params: AECNNParams, labels: tuple[str, ...]) -> None:
         super().__init__(params, labels)
-        self.autoencoder = Autoencoder(clip_code=params.clip_code)
+        if params.downscale == "autoencoder":
+            self.autoencoder = params.autoencoder.build(clip_code=params.clip_code)
         # Its weights come from stage 1, so nothing else is loaded here.
         start = BackboneClassifier.without_weights(self.start(params))
         self.classifier = BackboneClassifier(start, labels)
@@ -150,7 +167,8 @@ class AECNN(Classifier):
     @staticmethod
     def start(params: AECNNParams) -> BackboneParams:
         """The parameters of stage 1."""
-        return BackboneParams(
+        baseline = VGG16Params if params.backbone == "vgg16" else BackboneParams
+        return baseline(
             backbone=params.backbone,
             pretrained=params.pretrained,
             recipe=params.classifier.recipe,
@@ -158,9 +176,29 @@ class AECNN(Classifier):
 
     @classmethod
     def stages(cls, data: DataView, params: AECNNParams) -> Stage:
-        classifier = fit(DenseNet121, data, cls.start(params))  # the same digest as the baseline's
+        baseline = VGG16 if params.backbone == "vgg16" else DenseNet121
+        classifier = fit(baseline, data, cls.start(params))  # the same digest as the baseline's
+        if params.downscale != "autoencoder":
+            return fit(cls, data, params, classifier=classifier)
         autoencoder = fit(PatchAutoencoder, data, params.autoencoder)
         return fit(cls, data, params, classifier=classifier, autoencoder=autoencoder)
+
+    @classmethod
+    def analyses(cls, data: DataView, params: AECNNParams, model: Stage) -> Mapping[str, Stage]:
+        """How well the autoencoder of stage 2, and that of stage 3, give whole test films back."""
+        if params.downscale != "autoencoder":
+            return {}
+        net = params.autoencoder
+        report = ReconstructionParams(
+            side=cls.image_size(params)[0],
+            clip_alone=net.clip_code,
+            clip_trained_on=params.clip_code,
+            as_resizing=net.as_resizing,
+            code_channels=net.code_channels,
+            hidden=net.hidden,
+        )
+        nets = {"alone": model.inputs["autoencoder"], "trained_on": model}
+        return {"reconstruction": compute(Reconstruction, model.data, report, part="test", **nets)}
 
     @classmethod
     def image_size(cls, params: AECNNParams) -> tuple[int, int]:
@@ -168,19 +206,24 @@ class AECNN(Classifier):
 
     def receive(self, inputs: Mapping[str, Path]) -> None:
         load_whole(self.classifier, weights_in(inputs["classifier"]), source="stage 1")
-        alone = weights_in(inputs["autoencoder"])
-        code = {name.removeprefix("autoencoder."): tensor for name, tensor in alone.items()}
-        load_whole(self.autoencoder, code, source="stage 2")
+        if self.params.downscale == "autoencoder":
+            alone = weights_in(inputs["autoencoder"])
+            code = {name.removeprefix("autoencoder."): tensor for name, tensor in alone.items()}
+            load_whole(self.autoencoder, code, source="stage 2")
 
     def forward(self, image: Tensor) -> Tensor:
         """Images [B, 1, 4S, 4S] in [0, 1] to logits [B, K]."""
-        logits: Tensor = self.classifier(self.autoencoder.encode(image))
+        by = self.params.downscale
+        small = self.autoencoder.encode(image) if by == "autoencoder" else shrink(image, by)
+        logits: Tensor = self.classifier(small)
         return logits
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        image = to_unit(batch["image"])
+        """lambda x cross-entropy + (1 - lambda) x MSE; where nothing is reconstructed the first term alone."""
+        image, share = to_unit(batch["image"]), self.params.bce_weight
+        if self.params.downscale != "autoencoder":
+            return {"loss": share * masked_bce(self(image), batch["target"], batch["known"])}
         code, reconstruction = self.autoencoder(image)
         bce = masked_bce(self.classifier(code), batch["target"], batch["known"])
         mse = reconstruction_mse(reconstruction, image)
-        share = self.params.bce_weight
         return {"loss": share * bce + (1 - share) * mse, "bce": bce.detach(), "mse": mse.detach()}
