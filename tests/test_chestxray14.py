@@ -712,3 +712,21 @@ def test_the_real_sample_is_read_in_one_version_only():
     large = read(SAMPLES, images="nih_images_sub/images")
     assert {Image.open(large.path(row)).size for row in range(len(large))} == {(1024, 1024)}
     assert not [p for p in verify_dataset(ChestXray14, large) if p.severity == "error"]
+
+
+def test_boxes_are_known_by_image_in_shares(tmp_path: Path) -> None:
+    root = ChestXray14.fake(tmp_path / "nih", images=40, variant="nih")
+    index = ChestXray14.read_index(root, ChestXray14.Params())
+    found = ChestXray14.finding_boxes(index)
+    assert found is not None
+    assert len(found) == len(index)
+    listed = read_boxes(next(root.rglob("BBox_List_2017*")))
+    assert sum(map(len, found)) == listed["image_id"].isin(index.image_ids).sum() > 0
+    row = int(np.flatnonzero(index.image_ids == listed["image_id"].iloc[0])[0])
+    finding, (x0, y0, x1, y1) = found[row][0]
+    first = listed.iloc[0]
+    assert finding == first["finding"]
+    assert (x0, y0) == pytest.approx((first["x"] / 1024, first["y"] / 1024))
+    assert (x1 - x0, y1 - y0) == pytest.approx((first["w"] / 1024, first["h"] / 1024))
+    next(root.rglob("BBox_List_2017*")).unlink()
+    assert ChestXray14.finding_boxes(index) is None

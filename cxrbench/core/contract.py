@@ -13,6 +13,7 @@ class Computation(Protocol):
     name: ClassVar[str]
     version: ClassVar[int]
     Params: ClassVar[type[Frozen]]
+    device: str = "cpu"  # where it may compute; set before `compute`
 
     def __init__(self, params: Any) -> None: ...
 
@@ -26,7 +27,7 @@ class Computation(Protocol):
 
         `images` has a length and gives arrays for slices; only what is sliced is read. Its `rows` are
         their places among all images, `index` says what is known of them besides, `masks()` gives their
-        lungs where `has_masks`, and `dataset` is the data set's class. `inputs` are the folders of earlier
+        lungs where `has_masks`, `boxes()` the boxes around findings, and `dataset` is the data set's class. `inputs` are the folders of earlier
         artefacts.
         """
 

@@ -38,6 +38,10 @@ class Problem:
             object.__setattr__(self, "count", len(self.names))
 
 
+# A finding and where it is: (x0, y0, x1, y1) in shares of the image.
+FindingBox = tuple[str, tuple[float, float, float, float]]
+
+
 class CxrDataset:
     """A data set: reads its folder into an Index, cuts its splits, reads its pixels."""
 
@@ -82,6 +86,11 @@ class CxrDataset:
     def read_mask(cls, index: Index, row: int, size: int) -> npt.NDArray[np.uint8]:
         """The lungs of an image as uint8 [size, size]: 255 inside, 0 outside."""
         raise NotImplementedError
+
+    @classmethod
+    def finding_boxes(cls, index: Index) -> list[list[FindingBox]] | None:
+        """The boxes around findings of each image [N], none of most; None where nobody has drawn any."""
+        return None
 
     @classmethod
     def check(cls, index: Index) -> list[Problem]:

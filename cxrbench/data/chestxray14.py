@@ -12,8 +12,9 @@ from cxrbench.core.errors import DataError, MissingInputError
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.treeprint import scan_files
 from cxrbench.data import chestxray14_fake
-from cxrbench.data.base import CxrDataset, DataParams, Problem
+from cxrbench.data.base import CxrDataset, DataParams, FindingBox, Problem
 from cxrbench.data.chestxray14_files import (
+    BOX_SPACE,
     BOXED_IMAGES,
     BOXED_PATIENTS,
     BOXES,
@@ -112,6 +113,19 @@ class ChestXray14(CxrDataset):
         kept = cut.assignment.set_index("patient_id")["part"]
         rule = f"The NIH's test_list.txt tests. {cut.rule} Both only among the NIH's train_val_list.txt."
         return Split.of(cls.name, name, rule, pd.concat([kept, tested]))
+
+    @classmethod
+    def finding_boxes(cls, index: Index) -> list[list[FindingBox]] | None:
+        """The NIH's boxes, where their list is there; they lie on images of the official test part."""
+        path = search(index.root, (BOXES_NAME,), SEARCH_DEPTH) if index.root else None
+        if path is None:
+            return None
+        found: dict[str, list[FindingBox]] = {name: [] for name in index.image_ids}
+        for name, finding, x, y, w, h in read_boxes(path).itertuples(index=False):
+            if name in found:
+                edges = (x / BOX_SPACE, y / BOX_SPACE, (x + w) / BOX_SPACE, (y + h) / BOX_SPACE)
+                found[name].append((finding, edges))
+        return list(found.values())
 
     @classmethod
     def check(cls, index: Index) -> list[Problem]:

@@ -9,9 +9,11 @@ import pandas as pd
 from pydantic import Field
 
 from cxrbench.core.frozen import Frozen
-from cxrbench.data.base import CxrDataset
+from cxrbench.data.base import CxrDataset, FindingBox
 from cxrbench.data.index import Index
 from cxrbench.data.painter import FINDINGS, Film, Study, paint, paint_image, sample_cohort
+
+DRAWN = 64  # the side at which films are drawn for their boxes, which are shares of any
 
 
 class PhantomParams(Frozen):
@@ -61,6 +63,15 @@ class Phantom(CxrDataset):
     def read_mask(cls, index: Index, row: int, size: int) -> npt.NDArray[np.uint8]:
         """Both lungs as they were drawn, behind the heart and the diaphragm left out."""
         return (cls.truth(index, row, size).lungs * np.uint8(255)).astype(np.uint8)
+
+    @classmethod
+    def finding_boxes(cls, index: Index) -> list[list[FindingBox]]:
+        """As they were drawn."""
+        films = [paint(study, DRAWN) for study in index.frame["study"]]
+        return [
+            [(b.finding, (b.x, b.y, b.x + b.width, b.y + b.height)) for b in film.boxes]
+            for film in films
+        ]
 
     @classmethod
     def truth(cls, index: Index, row: int, size: int) -> Film:

@@ -10,6 +10,7 @@ import torch
 from cxrbench.core.contract import Computation, Transformation
 from cxrbench.core.registry import load_target
 from cxrbench.core.stage import DataView, Stage
+from cxrbench.data.base import FindingBox
 from cxrbench.data.module import CxrDataModule
 from cxrbench.data.splits import PARTS
 from cxrbench.methods.base import Method
@@ -24,7 +25,7 @@ class ChosenImages:
     """Rows of a memory map as uint8 [N, S, S]: a slice reads only its own images.
 
     `rows` [N] are their places among all images. `index` [N] and `dataset` say what is known of them
-    besides, such as the finding boxes of drawn films (`dataset.truth(index, row, size)`).
+    besides, such as the truth of drawn films (`dataset.truth(index, row, size)`).
     """
 
     def __init__(
@@ -40,6 +41,11 @@ class ChosenImages:
         """The lungs of the images [N, S, S]: 255 inside. Raw images of data sets with masks only."""
         side = self._pixels.shape[-1]
         return np.asarray(self._context.masks(self._view, side)[self.rows])
+
+    def boxes(self) -> list[list[FindingBox]] | None:
+        """The boxes around findings of the images; None where there are none, or no raw images."""
+        found: list[list[FindingBox]] | None = self.dataset.finding_boxes(self.index)
+        return None if self._view.images else found
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -107,6 +113,7 @@ def run_compute(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     """A statistic of the training part, or an analysis of another."""
     cls = load_target(stage.target)
     computation: Computation = cls(cls.Params.parse(dict(stage.params), where=stage.key))
+    computation.device = device_of(context)
     material = context.material(stage.data, computation.image_size())
     wanted = PARTS if stage.part == "all" else (stage.part,)
     rows = np.flatnonzero(np.isin(material.parts.astype(str), wanted))

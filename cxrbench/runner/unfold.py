@@ -105,7 +105,7 @@ def unfold(setting: Setting, method: MethodEntry) -> Iterator[Unfolded]:
                 params=settled.params.model_dump(mode="json"),
                 changed=settled.changed,
                 paper=cls.paper,
-                reported=None if views else cls.reported.get(binding.dataset),
+                reported=_reported(cls, binding, settled, bare=not views),
                 dataset=binding.dataset,
                 split=binding.split,
                 fold=fold,
@@ -117,6 +117,13 @@ def unfold(setting: Setting, method: MethodEntry) -> Iterator[Unfolded]:
             )
             yield Unfolded(run, final, analyses)
             yield from _tested_elsewhere(run, final, tests)
+
+
+def _reported(cls: Any, binding: Binding, settled: Settled, *, bare: bool) -> dict[str, Any] | None:
+    """The paper's numbers, where this is the paper's method: on its images, with another budget or weights at most."""
+    other = [key for key in settled.changed if not ("recipe." in key or "pretrained" in key)]
+    found: dict[str, Any] | None = cls.reported.get(binding.dataset) if bare and not other else None
+    return found
 
 
 def _settle(setting: Setting, cls: Any, preset: Any, params: dict[str, Any]) -> Settled:
