@@ -1,0 +1,274 @@
+"""Attention by a spatial transformer: a network that frames the thorax before VGG16 looks (Rocha et al., 2022).
+
+A localisation net reads the image at 256 px and gives a window (sx, sy, tx, ty); the full image is sampled
+through it and classified. The window learns from the classification alone, and in the paper it ends on the
+centre and the bases of the lungs, their apices cut off. STERN (Rocha et al., 2024) trains on from there
+with a price on windows that are wider than high. Shapes: B batch, S side, K labels.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from cxrbench.core.frozen import Frozen
+from cxrbench.core.spec import MethodParams
+from cxrbench.core.stage import DataView, Stage, compute, fit, predict
+from cxrbench.methods.base import Batch, weights_in
+from cxrbench.methods.densenet121 import QUICK, TUNED, BackboneClassifier
+from cxrbench.methods.optimisers import build_optimiser
+from cxrbench.methods.thorax_report import (
+    FindingRecall,
+    Numbers,
+    Pixels,
+    RecallParams,
+    RoiReport,
+    Rows,
+)
+from cxrbench.methods.vgg16 import ROCHA, VGG16Params
+from cxrbench.nn.backbones import ImageNetInput, load_whole, to_unit
+from cxrbench.nn.losses import masked_bce
+from cxrbench.nn.spatial_transformer import (
+    PAPER_START,
+    WindowBounds,
+    WindowNet,
+    aspect_penalty,
+    sampled_box,
+    theta_of_window,
+    warp,
+)
+
+WINDOW = ("sx", "sy", "tx", "ty")
+NEARLY_WHOLE = (0.8, 0.8, 0.0, 0.0)
+# Whole images, not crops of them: a window learnt on crops would be read from another frame. The rate is
+# that of the tuned VGG16, ten times lower for the localisation net.
+TUNED_STN = TUNED.model_copy(update={"learning_rate": 1e-4, "train_view": "resize"})
+QUICK_STN = QUICK.model_copy(update={"sampler": "balanced", "train_view": "whole"})
+BOUNDED = {"bounded": True, "start": NEARLY_WHOLE, "window_rate": 0.1}
+SMALL = {"pretrained": "none", "backbone": "resnet10t", "loc_size": 96, **BOUNDED}
+
+
+class AttentionParams(VGG16Params):
+    """The window in front of the classifier; the paper's by default."""
+
+    # The paper's layer sizes fit 256 px, its images have 512. None: read at the classifier's size.
+    loc_size: int | None = 256
+    start: tuple[float, float, float, float] = PAPER_START  # of every image: sx, sy, tx, ty
+    bounded: bool = (
+        False  # scales from 0.3 to 1.1 and shifts to 0.3, so that nothing flips or leaves
+    )
+    window_rate: float = Field(1.0, gt=0)  # the localisation net's share of the learning rate
+
+
+class AttentionSTN(BackboneClassifier):
+    """Attention STN: a spatial transformer frames the thorax, VGG16 classifies what it shows (Rocha et al., 2022)."""
+
+    name = "attention-stn"
+    version = 1
+    paper = "Rocha et al., CBMS 2022, doi 10.1109/CBMS55023.2022.00051"
+    Params = AttentionParams
+    params: AttentionParams
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "tuned": {"pretrained": "imagenet", **BOUNDED, "recipe": TUNED_STN.model_dump()},
+        "quick": {**SMALL, "recipe": QUICK_STN.model_dump()},
+    }
+    reported = {
+        "chexpert": {
+            "split": "cv5",
+            "source": "Rocha et al. 2022, Table II, VGG16 + ST module (normal/abnormal)",
+            "macro": {"auc": 0.8422, "pr_auc": 0.9523, "precision_at_95_recall": 0.8525},
+            "labels": {},
+        },
+    }
+
+    def __init__(self, params: AttentionParams, labels: tuple[str, ...]) -> None:
+        super().__init__(params, labels)
+        bounds = WindowBounds() if params.bounded else None
+        side = params.loc_size or params.recipe.size
+        self.window = WindowNet(3, side, start=params.start, bounds=bounds)
+
+    def locate(self, image: Tensor) -> Tensor:
+        """Images [B, 1, S, S] in [0, 1] to windows [B, 4]."""
+        window: Tensor = self.window(self.normalise(image))
+        return window
+
+    def classify(self, image: Tensor, window: Tensor) -> Tensor:
+        """What a window shows, at the image's own size, to logits [B, K]; black lies outside the image."""
+        shown = warp(image, theta_of_window(window), (image.shape[-2], image.shape[-1]))
+        return super().forward(shown)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images [B, 1, S, S] in [0, 1] to logits [B, K]."""
+        return self.classify(image, self.locate(image))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Besides the scores, the mean window: whoever reads the log sees where attention goes."""
+        image = to_unit(batch["image"])
+        window = self.locate(image)
+        logits = self.classify(image, window).float()
+        self._validation.append((batch["row"], logits, batch["target"], batch["known"]))
+        seen = self.observe(window, logits, batch)
+        # Padding under DDP repeats at most a few images here.
+        self.log_dict(seen, batch_size=len(image), sync_dist=True)
+
+    def observe(self, window: Tensor, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Means over a validation batch that are worth a column in the log."""
+        means = window.mean(0)
+        return {f"val_{name}": means[n] for n, name in enumerate(WINDOW)}
+
+    def configure_optimizers(self) -> Any:
+        rate = self.params.window_rate
+        rates = {} if rate == 1 else {"window": rate}
+        return build_optimiser(self, self.params.recipe, self.steps_per_epoch, rates)
+
+    @classmethod
+    def analyses(cls, data: DataView, params: AttentionParams, model: Stage) -> Mapping[str, Stage]:
+        """The windows of the test images, against their lungs where these are known; recall by finding."""
+        recipe = params.recipe
+        shown = WindowsParams(
+            films=recipe.load,
+            size=recipe.size,
+            loc_size=params.loc_size or recipe.size,
+            bounded=params.bounded,
+        )
+        found = {"windows": compute(Windows, model.data, shown, part="test", model=model)}
+        if len(data.labels) == 1:
+            side = RecallParams(side=recipe.load)
+            predictions = predict(model, data)
+            found["recall by finding"] = compute(
+                FindingRecall, data, side, part="test", predictions=predictions
+            )
+        return found
+
+
+# --- STERN
+
+
+class SternParams(AttentionParams):
+    """The second training, and the recipe of the first, which is the attention STN itself."""
+
+    aspect_limit: float = Field(1.25, gt=0)  # of sx / sy: what is wider than that costs
+    attention: MethodParams = MethodParams(recipe=ROCHA)
+
+    @property
+    def first(self) -> AttentionParams:
+        """The parameters of the first training."""
+        shared = {name: getattr(self, name) for name in AttentionParams.model_fields}
+        return AttentionParams(**{**shared, "recipe": self.attention.recipe})
+
+
+class STERN(AttentionSTN):
+    """STERN: the attention STN trained on with a price on windows that cut the apices (Rocha et al., 2024)."""
+
+    name = "stern"
+    version = 1
+    paper = "Rocha et al., Artif Intell Med 147:102737 (2024)"
+    Params = SternParams
+    params: SternParams
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "tuned": {
+            "pretrained": "imagenet",
+            **BOUNDED,
+            "attention": {"recipe": TUNED_STN.model_dump()},
+            "recipe": TUNED_STN.model_dump(),
+        },
+        "quick": {
+            **SMALL,
+            "attention": {"recipe": QUICK_STN.model_dump()},
+            "recipe": {**QUICK_STN.model_dump(), "epochs": 3},
+        },
+    }
+    reported = {}
+
+    def __init__(self, params: SternParams, labels: tuple[str, ...]) -> None:
+        # Its weights come from the first training, so nothing else is loaded here.
+        super().__init__(self.without_weights(params), labels)
+
+    @property
+    def monitor(self) -> str:
+        """The whole loss: the classification's alone may like the windows that this training is against."""
+        select = self.params.recipe.select
+        return "val_stern_loss" if select == "val_loss" else select
+
+    @classmethod
+    def stages(cls, data: DataView, params: SternParams) -> Stage:
+        attention = fit(AttentionSTN, data, params.first)  # the same digest as that method's
+        return fit(cls, data, params, attention=attention)
+
+    def receive(self, inputs: Mapping[str, Path]) -> None:
+        load_whole(self, weights_in(inputs["attention"]), source="the attention STN")
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """mean(BCE + ReLU(sx / sy - limit))."""
+        image = to_unit(batch["image"])
+        window = self.locate(image)
+        return self._terms(window, self.classify(image, window), batch)
+
+    def observe(self, window: Tensor, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        terms = self._terms(window, logits, batch)
+        seen = super().observe(window, logits, batch)
+        return {**seen, "val_aspect": terms["aspect"], "val_stern_loss": terms["loss"]}
+
+    def _terms(self, window: Tensor, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        bce = masked_bce(logits, batch["target"], batch["known"])
+        aspect = aspect_penalty(window, self.params.aspect_limit).mean()
+        return {"loss": bce + aspect, "bce": bce.detach(), "aspect": aspect.detach()}
+
+
+# --- what the windows show
+
+
+class WindowsParams(Frozen):
+    """How the localisation net reads images: from `films` px, as the classifier gets them at `size`."""
+
+    films: int = 512
+    size: int = 512
+    loc_size: int = 256
+    bounded: bool = False
+
+
+class Windows(RoiReport):
+    """The window of each image, and how much of the lungs it shows: a `compute` stage."""
+
+    name = "windows"
+    version = 1
+    Params = WindowsParams
+    params: WindowsParams
+    columns = WINDOW
+    picture = "the window"
+
+    def open(self, inputs: Mapping[str, Path]) -> None:
+        p = self.params
+        self.normalise = ImageNetInput()
+        self.net = WindowNet(3, p.loc_size, bounds=WindowBounds() if p.bounded else None, start=NEARLY_WHOLE)  # fmt: skip
+        state = weights_in(inputs["model"])
+        own = {n.removeprefix("window."): t for n, t in state.items() if n.startswith("window.")}
+        load_whole(self.net, own, source="the localisation net")
+        self.net.eval()
+
+    def look(self, films: Pixels, rows: Rows) -> tuple[Numbers, dict[str, Numbers]]:
+        window = self.net(self.normalise(self._sized(films)))
+        boxes = sampled_box(theta_of_window(window)).double().numpy()
+        return boxes, {n: window[:, k].double().numpy() for k, n in enumerate(WINDOW)}
+
+    def shown(self, films: Pixels, boxes: Numbers, columns: Mapping[str, Numbers]) -> Pixels:
+        window = torch.from_numpy(np.stack([columns[name] for name in WINDOW], 1))
+        seen = warp(self._sized(films), theta_of_window(window), (self.params.size,) * 2)
+        return np.asarray((seen[:, 0] * 255).round().byte().numpy())
+
+    def caption(self, columns: Mapping[str, float]) -> str:
+        return "  ".join(f"{name} {columns[name]:.2f}" for name in WINDOW)
+
+    def _sized(self, films: Pixels) -> Tensor:
+        image = to_unit(torch.from_numpy(films)).unsqueeze(1)
+        size = (self.params.size,) * 2
+        if image.shape[-2:] == size:
+            return image
+        return F.interpolate(image, size, mode="bilinear", antialias=True)

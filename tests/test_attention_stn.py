@@ -1,0 +1,361 @@
+"""Attention STN and STERN: the window, its loss and log, what the first training hands on, the analyses."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from cxrbench.core.errors import DataError
+from cxrbench.core.spec import BenchSpec, MethodParams, Recipe
+from cxrbench.core.stage import DataView
+from cxrbench.core.yamlfile import read_yaml
+from cxrbench.methods.attention_stn import (
+    STERN,
+    AttentionParams,
+    AttentionSTN,
+    SternParams,
+    Windows,
+    WindowsParams,
+)
+from cxrbench.methods.thorax_report import FindingRecall, RecallParams, compare
+from cxrbench.methods.vgg16 import VGG16
+from cxrbench.metrics.boxes import box_of_mask
+from cxrbench.nn.spatial_transformer import theta_of_window, warp
+
+VIEW = DataView(
+    dataset="phantom", version=1, params={}, revision="r", split="cv5", split_digest="s", fold=0,
+    labels=("Edema", "Mass"),
+)  # fmt: skip
+TINY = Recipe(size=32, load=32, train_view="whole", schedule="cosine", warmup_epochs=1, epochs=4)
+SMALL: dict[str, Any] = {"backbone": "resnet10t", "loc_size": 80, "recipe": TINY}
+
+
+def stn(**change: Any) -> AttentionSTN:
+    torch.manual_seed(0)
+    return AttentionSTN(AttentionParams(**{**SMALL, **change}), VIEW.labels)
+
+
+def stern(**change: Any) -> STERN:
+    torch.manual_seed(0)
+    params = SternParams(**{**SMALL, "attention": MethodParams(recipe=TINY), **change})
+    return STERN(params, VIEW.labels)
+
+
+def a_batch(side: int = 32) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.randint(0, 256, (3, 1, side, side), generator=random, dtype=torch.uint8),
+        "target": torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]),
+        "known": torch.tensor([[True, True], [False, True], [True, False]]),
+        "row": torch.arange(3),
+    }
+
+
+# --- presets: METHOD_CARDS sections 2 and 6
+
+
+def test_the_paper_s_recipe() -> None:
+    params = AttentionSTN.resolve("paper", {}, {}, where="x")
+    baseline = VGG16.resolve("paper", {}, {}, where="x")
+    assert params.recipe == baseline.recipe
+    r = params.recipe
+    assert (r.optimizer, r.learning_rate, r.epochs, r.sampler) == ("adam", 1e-5, 20, "balanced")
+    assert (r.augment.rotate, r.augment.shear, r.size) == (5, 3, 512)
+    assert (params.pretrained, params.loc_size, params.start) == ("none", 256, (1, 0.1, 0, 0))
+    assert not params.bounded
+    assert params.window_rate == 1
+    later = STERN.resolve("paper", {}, {}, where="x")
+    assert (later.aspect_limit, later.recipe, later.attention.recipe) == (1.25, r, r)
+
+
+def test_tuned_windows_are_bounded_slow_and_nearly_whole() -> None:
+    for cls in (AttentionSTN, STERN):
+        params = cls.resolve("tuned", {}, {}, where="x")
+        assert params.bounded
+        assert (params.window_rate, params.start) == (0.1, (0.8, 0.8, 0, 0))
+        assert (params.pretrained, params.recipe.optimizer) == ("imagenet", "adamw")
+        assert params.recipe.ema_decay
+        assert params.recipe.train_view == "resize"
+
+
+def test_the_localisation_net_has_the_paper_s_size() -> None:
+    def count(loc_size: int | None, side: int) -> int:
+        recipe = Recipe(size=side, load=side)
+        module = stn(loc_size=loc_size, recipe=recipe)
+        return sum(p.numel() for p in module.window.parameters())
+
+    assert count(256, 512) == 861_380
+    assert count(None, 512) == 3_482_820
+
+
+@pytest.mark.parametrize("preset", ["paper", "tuned", "quick"])
+def test_stern_begins_with_the_attention_stn_itself(preset: Any) -> None:
+    laid = {"batch_size": 8}
+    final = STERN.stages(VIEW, STERN.resolve(preset, {}, laid, where="x"))
+    alone = AttentionSTN.stages(VIEW, AttentionSTN.resolve(preset, {}, laid, where="x"))
+    assert final.inputs["attention"].digest == alone.digest
+    assert {s.name for s in final.ancestry().values()} == {"attention-stn", "stern"}
+
+
+# --- the module
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_what_is_classified_is_what_the_window_shows(bounded: bool) -> None:
+    window = (0.5, 0.8, 0.1, -0.2)
+    module = stn(start=window, bounded=bounded).eval()
+    image = a_batch()["image"].float() / 255
+    with torch.inference_mode():
+        found = module.locate(image)
+        torch.testing.assert_close(found, torch.tensor(window).expand(3, 4), rtol=1e-5, atol=1e-6)
+        shown = warp(image, theta_of_window(found), (32, 32))
+        assert torch.equal(module(image), module.net(module.normalise(shown)))
+        assert not torch.allclose(module(image), module.net(module.normalise(image)))
+
+
+def test_outside_the_image_is_black_not_grey() -> None:
+    module = stn(start=(3.0, 3.0, 0, 0)).eval()
+    seen: list[torch.Tensor] = []
+    module.net.register_forward_pre_hook(lambda m, given: seen.append(given[0]))
+    with torch.inference_mode():
+        module(torch.ones(1, 1, 32, 32))
+    black = module.normalise(torch.zeros(1, 1, 1, 1))
+    torch.testing.assert_close(seen[0][:, :, :1, :1], black)
+
+
+def test_the_window_learns_from_the_classification() -> None:
+    module = stn(start=(0.8, 0.8, 0, 0)).eval()
+    module.losses(a_batch())["loss"].backward()
+    last = module.window.head[-1].bias.grad
+    assert last is not None
+    assert (last != 0).all()
+
+
+def test_the_localisation_net_is_slower_through_warm_up_and_cosine() -> None:
+    module = stn(window_rate=0.1)
+    module.steps_per_epoch = 5
+    made = module.configure_optimizers()
+    optimiser, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    plain = stn()
+    plain.steps_per_epoch = 5
+    expected = plain.configure_optimizers()
+    slow = {id(p) for p in module.window.parameters()}
+    groups = optimiser.param_groups
+    assert {id(p) for p in groups[1]["params"]} == slow
+    assert {id(p) for p in groups[0]["params"]} == {id(p) for p in module.parameters()} - slow
+    for _ in range(20):
+        rates = [group["lr"] for group in groups]
+        assert rates[0] == pytest.approx(expected["optimizer"].param_groups[0]["lr"])
+        assert rates[1] == pytest.approx(rates[0] / 10)
+        for one in (optimiser, schedule, expected["optimizer"], expected["lr_scheduler"]["scheduler"]):  # fmt: skip
+            one.step()
+
+
+def test_a_slower_net_stays_slower_with_a_constant_rate_and_on_a_plateau() -> None:
+    constant = TINY.model_copy(update={"schedule": "constant", "warmup_epochs": 0})
+    made = stn(window_rate=0.5, recipe=constant).configure_optimizers()
+    assert [g["lr"] for g in made.param_groups] == pytest.approx([1e-4, 5e-5])
+    plateau = TINY.model_copy(update={"schedule": "plateau", "warmup_epochs": 0})
+    made = stn(window_rate=0.5, recipe=plateau).configure_optimizers()
+    for _ in range(TINY.plateau_patience + 2):
+        made["lr_scheduler"]["scheduler"].step(1.0)
+    assert [g["lr"] for g in made["optimizer"].param_groups] == pytest.approx([1e-5, 5e-6])
+
+
+def logged(module: Any, batch: Any) -> dict[str, float]:
+    found: dict[str, float] = {}
+    module.log_dict = lambda values, **options: found.update(
+        {name: float(value) for name, value in values.items()}
+    )
+    with torch.inference_mode():
+        module.eval().validation_step(batch, 0)
+    return found
+
+
+def test_the_mean_window_stands_in_the_log() -> None:
+    module, batch = stn(start=(0.9, 0.7, 0.1, -0.2)), a_batch()
+    assert logged(module, batch) == pytest.approx(
+        {"val_sx": 0.9, "val_sy": 0.7, "val_tx": 0.1, "val_ty": -0.2}
+    )
+    [(row, logits, *_)] = module._validation
+    assert torch.equal(row, batch["row"])
+    torch.testing.assert_close(logits, module(batch["image"].float() / 255))
+
+
+# --- STERN
+
+
+@pytest.mark.parametrize(("start", "price"), [((1.0, 0.5, 0, 0), 0.75), ((0.8, 0.8, 0, 0), 0.0)])
+def test_stern_s_loss_by_hand(start: Any, price: float) -> None:
+    module, batch = stern(start=start).eval(), a_batch()
+    found = module.losses(batch)
+    logits, known = module(batch["image"].float() / 255), batch["known"]
+    bce = F.binary_cross_entropy_with_logits(logits[known], batch["target"][known])
+    assert found["bce"].item() == pytest.approx(bce.item(), rel=1e-5)
+    assert found["aspect"].item() == pytest.approx(price, abs=1e-6)
+    assert found["loss"].item() == pytest.approx(bce.item() + price, rel=1e-5)
+    seen = logged(module, batch)
+    assert seen["val_stern_loss"] == pytest.approx(found["loss"].item(), rel=1e-5)
+    assert seen["val_sy"] == pytest.approx(start[1])
+
+
+def test_stern_chooses_by_its_whole_loss_unless_told() -> None:
+    assert stern().monitor == "val_stern_loss"
+    assert stern(recipe=TINY.model_copy(update={"select": "val_auc"})).monitor == "val_auc"
+
+
+def test_stern_receives_the_first_training_whole(tmp_path: Path) -> None:
+    first = stn(start=(0.7, 0.6, 0.1, 0))
+    state = dict(first.state_dict())
+    save_file(state, tmp_path / "model.safetensors")
+    torch.manual_seed(1)
+    second = stern()
+    second.receive({"attention": tmp_path})
+    assert all(torch.equal(tensor, state[name]) for name, tensor in second.state_dict().items())
+    state.pop("window.head.0.weight")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match=r"attention STN.*window\.head\.0\.weight"):
+        second.receive({"attention": tmp_path})
+
+
+# --- regions against lungs
+
+
+def lungs(side: int = 40) -> np.ndarray:
+    mask = np.zeros((side, side), np.uint8)
+    mask[8:32, 6:16] = mask[8:32, 24:34] = 255
+    return mask
+
+
+def test_regions_are_held_against_lungs() -> None:
+    masks = np.stack([lungs(), lungs(), np.zeros((40, 40), np.uint8)])
+    whole, lower = [0.0, 0, 1, 1], [0.0, 0.5, 1, 1]
+    truth = [box_of_mask(mask) for mask in masks]
+    found = compare(np.array([whole, lower, whole]), masks, truth)
+    np.testing.assert_allclose(found["covered"], [1, 12 / 24, np.nan])
+    np.testing.assert_allclose(found["apices"], [1, 0, np.nan])
+    box = (34 - 6) * (32 - 8)
+    np.testing.assert_allclose(found["iou"], [box / 1600, (28 * 12) / (box + 800 - 28 * 12), np.nan])  # fmt: skip
+
+
+class Films:
+    """Images as a compute stage gets them."""
+
+    def __init__(self, films: np.ndarray, masks: np.ndarray | None, frame: pd.DataFrame) -> None:
+        self.films, self.has_masks = films, masks is not None
+        self._masks = masks
+        self.index = SimpleNamespace(frame=frame, image_ids=frame["image_id"].to_numpy())
+        self.rows = np.arange(len(films))
+
+    def masks(self) -> np.ndarray | None:
+        return self._masks
+
+    def __len__(self) -> int:
+        return len(self.films)
+
+    def __getitem__(self, place: Any) -> np.ndarray:
+        return self.films[place]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_windows_are_measured_listed_and_drawn(tmp_path: Path, known: bool) -> None:
+    module = stn(start=(0.5, 0.5, 0.0, 0.5))
+    save_file(dict(module.state_dict()), tmp_path / "model.safetensors")
+    films = np.random.default_rng(0).integers(0, 256, (40, 40, 40)).astype(np.uint8)
+    frame = pd.DataFrame({"image_id": [f"film-{n}" for n in range(40)]})
+    masks = np.stack([lungs()] * 40) if known else None
+    report = Windows(WindowsParams(films=40, size=32, loc_size=80))
+    assert report.image_size() == 40
+    found = report.compute(Films(films, masks, frame), None, {"model": tmp_path}, tmp_path, 0)
+    json.dumps(found, allow_nan=False)
+    assert found["images"] == 40
+    assert found["area"] == pytest.approx(0.25)
+    assert found["ty"]["mean"] == pytest.approx(0.5)
+    table = pd.read_csv(tmp_path / "regions.csv")
+    assert list(table["image_id"]) == list(frame["image_id"])
+    np.testing.assert_allclose(table[["x0", "y0", "x1", "y1"]], [[0.25, 0.5, 0.75, 1]] * 40)
+    assert ("lungs" in found) is known
+    if known:
+        assert found["lungs"]["covered"]["mean"] == pytest.approx(6 * 2 / 20 / 2)
+        assert found["lungs"]["apices"]["mean"] == 0
+    [picture] = json.loads((tmp_path / "gallery.json").read_text())
+    assert ("true lungs" in picture["caption"]) is known
+    assert (tmp_path / picture["file"]).stat().st_size > 1000
+
+
+def test_the_picture_is_what_the_classifier_gets() -> None:
+    report = Windows(WindowsParams(films=40, size=40))
+    film = np.arange(1600, dtype=np.uint8).reshape(1, 40, 40)
+    columns = {"sx": np.array([-1.0]), "sy": np.array([1.0]), "tx": np.zeros(1), "ty": np.zeros(1)}
+    seen = report.shown(film, np.array([[0.0, 0, 1, 1]]), columns)
+    np.testing.assert_array_equal(seen, film[:, :, ::-1])  # a window may mirror
+
+
+# --- recall by finding
+
+
+def test_recall_by_finding_at_both_thresholds(tmp_path: Path) -> None:
+    count = 40
+    rows = pd.DataFrame(
+        {
+            "image_id": [f"{part}-{n}" for part in ("val", "test") for n in range(count)],
+            "part": ["val"] * count + ["test"] * count,
+            "target:abnormal": ([1.0] * 20 + [0.0] * 20) * 2,
+            "probability:abnormal": [
+                *np.linspace(0.99, 0.6, 19), 0.05, *np.linspace(0.5, 0.1, 20),
+                *np.linspace(0.99, 0.6, 18), 0.3, 0.05, *np.linspace(0.5, 0.1, 20),
+            ],
+        }
+    )  # fmt: skip
+    rows.to_parquet(tmp_path / "predictions.parquet")
+    marks = np.full((count, 2), np.nan)
+    marks[0, 0] = marks[18, 0] = 1  # caught with a margin, and between the thresholds
+    marks[1, 0] = -1  # counts as in the paper
+    marks[19, 1] = 1  # missed by both
+    marks[2, 1] = 0  # is not there
+    marks[30, 1] = 1  # of a film that is not positive
+    columns = {f"finding:{name}": marks[:, k] for k, name in enumerate(("Edema", "Fracture"))}
+    ids = [f"test-{n}" for n in range(count)]
+    frame = pd.DataFrame({"image_id": ids, **columns}).iloc[::-1]
+    images = Films(np.zeros((count, 8, 8), np.uint8), None, frame)
+    report = FindingRecall(RecallParams(side=8))
+    found = report.compute(images, None, {"predictions": tmp_path}, tmp_path, 0)
+    assert (found["label"], found["positive_images"]) == ("abnormal", 20)
+    test, validation = found["at_test_threshold"], found["at_validation_threshold"]
+    assert test["threshold"] == pytest.approx(0.3)
+    assert test["recall"] == pytest.approx(0.95)
+    assert test["findings"] == {
+        "Edema": {"images": 3, "recall": 1.0},
+        "Fracture": {"images": 1, "recall": 0.0},
+    }
+    assert list(test["findings"]) == ["Edema", "Fracture"]
+    assert validation["threshold"] == pytest.approx(0.6)
+    assert validation["findings"]["Edema"]["recall"] == pytest.approx(2 / 3)
+
+
+def test_recall_by_finding_is_asked_of_one_label_alone() -> None:
+    params = AttentionSTN.resolve("quick", {}, {}, where="x")
+    model = AttentionSTN.stages(VIEW, params)
+    assert set(AttentionSTN.analyses(VIEW, params, model)) == {"windows"}
+    one = DataView(**{**vars(VIEW), "labels": ("abnormal",)})
+    found = AttentionSTN.analyses(one, params, AttentionSTN.stages(one, params))
+    assert set(found) == {"windows", "recall by finding"}
+    assert all(stage.part == "test" for stage in found.values())
+
+
+# --- the paper's table as a benchmark
+
+
+def test_the_paper_s_table_is_a_benchmark_of_four_rows() -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "papers" / "attention-stn.yaml"
+    spec = BenchSpec.parse(read_yaml(path), where=str(path))
+    assert spec.methods == ["vgg16", "thorax-crop", "attention-stn", "stern"]
+    assert spec.datasets[0].params == {"task": "abnormal"}
+    assert spec.preset == "paper"
