@@ -56,6 +56,8 @@ class Method(L.LightningModule):
     # data set -> {"split", "source", "macro": {metric: value}, "labels": {label: auc}}
     reported: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     Params: ClassVar[type[MethodParams]] = MethodParams
+    # False: what is scored is not fitted to the labels, so nothing promises that it beats chance.
+    learns: ClassVar[bool] = True
     needs_masks: ClassVar[bool] = False  # batches carry lung masks and boxes, too
     params: MethodParams
     # Set before a training. Lightning's own estimate makes the loader before a resumed training
