@@ -240,7 +240,7 @@ def _run_spec(
 
 
 def _report(result: "Result", store: Store, *, as_json: bool) -> None:
-    from cxrbench.cli.board import show_tables
+    from cxrbench.cli.board import rank, show_tables, write_pages
     from cxrbench.core.record import read_record
     from cxrbench.runner.finish import find_records
 
@@ -251,7 +251,10 @@ def _report(result: "Result", store: Store, *, as_json: bool) -> None:
             json.dumps([r.model_dump(mode="json") for r in records], indent=1, ensure_ascii=False)
         )
     elif records:
-        show_tables(records, [], store.root / "leaderboard" / result.plan.name)
+        folder = store.root / "leaderboard" / result.plan.name
+        tables = rank(records, store)
+        show_tables(tables, [], folder)
+        write_pages(tables, records, [], folder / "site", store)
     if result.records:
         say(f"{len(result.records)} new records below {store.root / 'records'}")
     unfinished = len(result.plan.runs) - len({r.final for r in records})

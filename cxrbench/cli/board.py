@@ -13,6 +13,7 @@ from cxrbench.core.store import Store
 
 if TYPE_CHECKING:
     from cxrbench.core.record import Record
+    from cxrbench.leaderboard.rows import Row, Table
 
 RESULTS = Path("benchmarks/results")
 METHOD, FOLDED = 1, 32
@@ -44,12 +45,21 @@ def leaderboard(
         Path | None, typer.Option(help="Where the files go. (default: the store's leaderboard/)")
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write the pages to this folder: a site that opens from disk."),
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Write the pages and show them on localhost.")
+    ] = False,
     as_json: common.Json = False,
 ) -> None:
-    """Rank the records: a table here, LEADERBOARD.md and leaderboard.csv on disk."""
-    from cxrbench.core.errors import MissingInputError
+    """Rank the records: a table here, LEADERBOARD.md and leaderboard.csv on disk, pages on request."""
+    from cxrbench.core.errors import MissingInputError, UsageError
     from cxrbench.core.record import read_records
 
+    if as_json and (html or serve):
+        raise UsageError("--json prints; it goes with neither --html nor --serve")
     store = Store.default()
     source = folder or store.root / "records"
     records, excluded = read_records(source)
@@ -60,31 +70,59 @@ def leaderboard(
         raise MissingInputError(
             f"{source}: no record; `cxrbench run` and `cxrbench bench` leave some"
         )
+    tables = rank(records, store)
     if as_json:
-        from cxrbench.leaderboard.collect import collect
-
-        tables = [{**asdict(t), "rows": [_row_json(r) for r in t.rows]} for t in collect(records)]
-        print(json.dumps({"tables": tables, "excluded": excluded}, indent=1, ensure_ascii=False))
+        print(_json(tables, excluded))
         return
-    show_tables(records, excluded, out or store.root / "leaderboard")
+    show_tables(tables, excluded, out or store.root / "leaderboard")
+    if html or serve:
+        folder = html or store.root / "leaderboard" / "site"
+        first = write_pages(tables, records, excluded, folder, store)
+        if serve:
+            from cxrbench.leaderboard.site.serve import serve as serve_site
+
+            serve_site(first.parent, lambda address: say(f"{address} (stop with Ctrl-C)"))
 
 
-def _row_json(row: object) -> dict[str, object]:
-    value = asdict(row)  # type: ignore[call-overload]
-    value["records"] = [record.id for record in value["records"]]
-    return dict(value)
+def rank(records: "list[Record]", store: Store) -> "list[Table]":
+    """The tables of some records; predictions of the store test what one fold alone cannot."""
+    from cxrbench.leaderboard.collect import collect
+    from cxrbench.leaderboard.predictions import predictions_in
+
+    return collect(records, predictions_in(store))
 
 
-def show_tables(records: "list[Record]", excluded: list[str], folder: Path) -> None:
+def write_pages(
+    tables: "list[Table]", records: "list[Record]", excluded: list[str], folder: Path, store: Store
+) -> Path:
+    """Write the pages of some tables, say where the first one is, and give its path."""
+    from cxrbench.leaderboard.site.build import write_site
+
+    first = write_site(tables, records, excluded, folder, store)
+    print(first)
+    return first
+
+
+def _json(tables: "list[Table]", excluded: list[str]) -> str:
+    shown = [{**asdict(table), "rows": [_row_json(row) for row in table.rows]} for table in tables]
+    value = {"tables": shown, "excluded": excluded}
+    return json.dumps(value, indent=1, ensure_ascii=False, default=lambda model: model.model_dump())
+
+
+def _row_json(row: "Row") -> dict[str, object]:
+    value = asdict(row)
+    value["records"] = [record.id for record in row.records]
+    return value
+
+
+def show_tables(tables: "list[Table]", excluded: list[str], folder: Path) -> None:
     """Print the tables and write their files."""
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    from cxrbench.leaderboard.collect import collect
     from cxrbench.leaderboard.markdown import HEADER, cells, floor_line, write_tables
 
-    tables = collect(records)
     files = write_tables(tables, excluded, folder)
     console = Console()
     if not console.is_terminal:
@@ -98,7 +136,7 @@ def show_tables(records: "list[Record]", excluded: list[str], folder: Path) -> N
         for row in shown:
             rich.add_row(*(Text(row[i]) for i in columns))
         console.print(rich)
-        for text in table.warnings:
+        for text in [*table.warnings, *table.notes]:
             console.print(f"  note: {_printable(text)}", markup=False, highlight=False)
     for line in excluded:
         say(f"left out: {_printable(line)}")
@@ -137,4 +175,5 @@ def publish(
     for path in publish_records(Store.default(), to, dataset=dataset, methods=method):
         print(path)
     records, excluded = read_records(to)
-    show_tables([r for r in records if r.dataset == dataset], excluded, to / dataset)
+    tables = rank([r for r in records if r.dataset == dataset], Store.default())
+    show_tables(tables, excluded, to / dataset)

@@ -53,7 +53,8 @@ def choose(
     count = gpus or devices or 1
     cores = os.cpu_count() or 1
     if not wants_gpu:
-        slots = slots or 1
+        # A second thread makes the small networks that a CPU can train little faster; a second training does.
+        slots = slots or max(1, (cores if cores <= 2 else cores // 2) // count)
         return Execution(
             accelerator="cpu",
             devices=count,

@@ -11,6 +11,7 @@ import torch
 
 from cxrbench.core.errors import DataError
 from cxrbench.core.stage import Stage
+from cxrbench.data.index import ATTRIBUTES
 from cxrbench.data.module import CxrDataModule
 from cxrbench.methods.base import Method
 from cxrbench.runner.score import PROBABILITY, TARGET
@@ -19,7 +20,7 @@ from cxrbench.runner.score import PROBABILITY, TARGET
 def predict_parts(
     module: Method, data: CxrDataModule, path: Path, stage: Stage, device: str
 ) -> dict[str, Any]:
-    """Write one row an image of the validation and test parts: ids, part, targets, probabilities.
+    """Write one row an image of the validation and test parts: ids, part, attributes, targets, probabilities.
 
     Labels are columns `target:<label>` (NaN where unknown) and `probability:<label>` (float64). Of
     another data set there is a test part only, and targets of the labels alone that it has, too.
@@ -82,6 +83,9 @@ def _frame(
         "part": part,
         "fold": stage.data.fold,
     }
+    for name in ATTRIBUTES:  # for scores of subgroups
+        if name in index.frame:
+            columns[name] = index.frame[name].to_numpy()[rows]
     names = dict(stage.data.label_map) or {label: label for label in stage.data.labels}
     for k, label in enumerate(stage.inputs["model"].data.labels):
         if label in names:

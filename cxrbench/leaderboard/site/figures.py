@@ -1,0 +1,170 @@
+"""The figures of a task's page and of a run's: what is compared, drawn."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from cxrbench.leaderboard.collect import Row
+from cxrbench.leaderboard.site.curves import GRID, LabelCurves, Reliability
+from cxrbench.leaderboard.site.drawing import (
+    DASHES,
+    INK,
+    MARKERS,
+    MUTED,
+    SERIES,
+    axes,
+    clean,
+    kept_axes,
+    svg,
+)
+
+MARGIN = 0.02
+
+
+def roc(curves: Mapping[str, LabelCurves]) -> str:
+    """True positive rate over false positive rate of a label, a line a row."""
+    with axes(3.8, 3.9) as ax:
+        ax.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
+        for k, (name, curve) in enumerate(curves.items()):
+            ax.fill_between(
+                GRID, curve.roc.low, curve.roc.high, color=SERIES[k], alpha=0.16, linewidth=0
+            )
+            ax.plot(GRID, curve.roc.y, color=SERIES[k], linestyle=DASHES[k], label=clean(name))
+        ax.set(xlabel="false positive rate", ylabel="true positive rate")
+        ax.set(xlim=(-MARGIN, 1 + MARGIN), ylim=(-MARGIN, 1 + MARGIN))
+        _legend(ax, len(curves))
+        return svg(ax)
+
+
+def precision_recall(curves: Mapping[str, LabelCurves]) -> str:
+    """Precision over recall of a label, a line a row; the mark is precision at 95 % recall."""
+    with axes(3.8, 3.9) as ax:
+        for k, (name, curve) in enumerate(curves.items()):
+            ax.fill_between(
+                GRID, curve.pr.low, curve.pr.high, color=SERIES[k], alpha=0.16, linewidth=0
+            )
+            ax.plot(GRID, curve.pr.y, color=SERIES[k], linestyle=DASHES[k], label=clean(name))
+            ax.plot([0.95], [curve.precision_at_95], MARKERS[k], color=SERIES[k], markersize=5)
+        share = float(np.mean([curve.prevalence for curve in curves.values()]))
+        ax.axhline(share, color=MUTED, linewidth=0.8, linestyle=":")
+        ax.axvline(0.95, color=MUTED, linewidth=0.8, linestyle=":")
+        ax.set(xlabel="recall", ylabel="precision")
+        ax.set(xlim=(-MARGIN, 1 + MARGIN), ylim=(-MARGIN, 1 + MARGIN))
+        _legend(ax, len(curves))
+        return svg(ax)
+
+
+def calibration(found: Mapping[str, Reliability]) -> str:
+    """Share of positives over mean probability, a line a row; the diagonal is perfect."""
+    with axes(3.8, 3.9) as ax:
+        ax.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
+        for k, (name, each) in enumerate(found.items()):
+            reach = np.clip([each.share - each.low, each.high - each.share], 0, None)
+            ax.errorbar(
+                each.probability, each.share, yerr=reach, color=SERIES[k], fmt=MARKERS[k], markersize=3.5,
+                linestyle=DASHES[k], linewidth=1.2, ecolor=(SERIES[k], 0.45), elinewidth=0.7,
+                label=clean(name),
+            )  # fmt: skip
+        ax.set(xlabel="mean probability", ylabel="share that is positive")
+        ax.set(xlim=(-MARGIN, 1 + MARGIN), ylim=(-MARGIN, 1 + MARGIN))
+        _legend(ax, len(found))
+        return svg(ax)
+
+
+def _legend(ax: object, entries: int) -> None:
+    if entries:
+        ax.legend(  # type: ignore[attr-defined]
+            loc="lower left", bbox_to_anchor=(-0.14, 1.0), ncols=1 if entries < 4 else 2,
+            borderaxespad=0.2, columnspacing=1, handlelength=2.4, labelspacing=0.25,
+        )  # fmt: skip
+
+
+def fold_scatter(rows: Sequence[Row]) -> str:
+    """The AUC of every fold and seed, a line a row; the bar is the mean."""
+    count = len(rows)
+    with axes(5.2, 0.95 + 0.27 * count, left=2.0) as ax:
+        for place, row in enumerate(rows):
+            for record in row.records:
+                auc = record.scores["macro"].get("auc")
+                if auc is not None:
+                    # Seeds lie a little apart, so that each point is seen.
+                    shift = 0.16 * ((record.seed % 3) - 1) if _seeds(row) > 1 else 0.0
+                    ax.plot(
+                        [auc], [place + shift], MARKERS[record.seed % len(MARKERS)], markersize=4.5,
+                        color=SERIES[0], alpha=0.75, markeredgewidth=0,
+                    )  # fmt: skip
+            value = row.values["auc"]
+            if value is not None:
+                ax.plot([value.mean] * 2, [place - 0.32, place + 0.32], color=INK, linewidth=1.6)
+        ax.set_yticks(range(count), [clean(row.name) for row in rows])
+        ax.set(xlabel="macro AUC of one fold", ylim=(count - 0.5, -0.5))
+        ax.grid(visible=False, axis="y")
+        return svg(ax)
+
+
+def _seeds(row: Row) -> int:
+    return len({record.seed for record in row.records})
+
+
+def pareto(points: Sequence[tuple[str, float, float]], cost: str) -> str:
+    """AUC over a cost on a logarithmic axis: (name, cost, AUC); the line joins what nothing beats."""
+    with axes(4.6, 3.6) as ax:
+        best = frontier(points)
+        if len(best) > 1:
+            edge = sorted((points[i][1], points[i][2]) for i in best)
+            ax.step(*zip(*edge, strict=True), where="post", color=MUTED, linewidth=0.9)
+        for i, (name, spent, auc) in enumerate(points):
+            first = i in best
+            ax.plot(
+                [spent],
+                [auc],
+                "o" if first else "x",
+                color=SERIES[0] if first else MUTED,
+                markersize=5.5,
+            )
+            ax.annotate(
+                clean(name, 24), (spent, auc), xytext=(5, 3), textcoords="offset points",
+                fontsize=7.5 if first else 7, color=INK if first else MUTED,
+            )  # fmt: skip
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        low, high = min(p[1] for p in points), max(p[1] for p in points)
+        # Room on the right for the last name.
+        spread = max(math.log10(high / low), 0.3)
+        ax.set_xlim(low / 10 ** (0.1 * spread), high * 10 ** (0.55 * spread))
+        ax.set(xlabel=cost, ylabel="macro AUC")
+        return svg(ax)
+
+
+def frontier(points: Sequence[tuple[str, float, float]]) -> set[int]:
+    """The points that none beats in AUC at the same or a smaller cost."""
+    return {
+        i
+        for i, (_, spent, auc) in enumerate(points)
+        if not any(
+            other[1] <= spent and other[2] >= auc and (other[1] < spent or other[2] > auc)
+            for other in points
+        )
+    }
+
+
+def learning_curves(epochs: Sequence[float], lines: Mapping[str, Sequence[float]]) -> str:
+    """Columns of a training's log over its epochs; what is not finite is a gap."""
+    with kept_axes(4.2, 2.7) as ax:
+        for k, (name, values) in enumerate(list(lines.items())[: len(SERIES)]):
+            marker = "o" if len(epochs) < 20 else ""
+            ax.plot(
+                epochs, values, color=SERIES[k], linestyle=DASHES[k], marker=marker, markersize=2.5,
+                label=clean(name, 22),
+            )  # fmt: skip
+        ax.autoscale()
+        # Ticks are most of a figure's time, and of these there are many.
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+        ax.set_xlabel("epoch")
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.2)
+        return svg(ax)

@@ -1,0 +1,191 @@
+"""A page for each task: the table, and everything that explains it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cxrbench.core.digest import digest
+from cxrbench.leaderboard.collect import BASELINES, Row, Table
+from cxrbench.leaderboard.markdown import floor_line
+from cxrbench.leaderboard.predictions import predictions_in
+from cxrbench.leaderboard.sentences import MARKS
+from cxrbench.leaderboard.site import curves, figures, subgroups
+from cxrbench.leaderboard.site.board import heat_map, main_table
+from cxrbench.leaderboard.site.galleries import Picture
+from cxrbench.leaderboard.site.output import Output
+from cxrbench.leaderboard.site.predictions import Part, read_part
+from cxrbench.leaderboard.site.runs import run_path
+
+MOST_CURVES = 6  # rows in a figure of curves: more cannot be told apart by eye
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The rows whose predictions are at hand, as a page shows them."""
+
+    parts: dict[str, list[Part]]  # by the row's name
+    missing: list[str]  # rows of which some or all predictions are not in the store
+    left_out: int  # rows beyond MOST_CURVES
+
+
+def task_path(table: Table) -> str:
+    """Where a task's page lies below the site: readable, and its own for each table."""
+    words = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")[:60]
+    same = [table.title, table.labels, table.rows[0].records[0].dataset_params]
+    same.append(table.rows[0].records[0].revision)
+    return f"tasks/{words}-{digest(same)[:8]}.html"
+
+
+def write_task(out: Output, table: Table) -> str:
+    """Write a task's page and its figures; its path."""
+    path = task_path(table)
+    stem = path.removeprefix("tasks/").removesuffix(".html")
+    drawn = _drawn(out, table)
+    out.page(
+        path,
+        "task.html",
+        title=table.title,
+        table=table,
+        floor=floor_line(table),
+        main=main_table(table),
+        marks=MARKS,
+        heat=heat_map(table),
+        folds=_fold_figure(out, table, stem),
+        labels=_label_figures(out, table, drawn, stem),
+        drawn=drawn,
+        most_curves=MOST_CURVES,
+        replicates=curves.REPLICATES,
+        calibration=_calibration(table, drawn),
+        subgroups={name: found for name, parts in drawn.parts.items() if (found := subgroups.splits(parts))},
+        costs=_cost_figures(out, table, stem),
+        galleries=_galleries(out, table),
+        pairs=_pairs(table),
+    )  # fmt: skip
+    return path
+
+
+def _drawn(out: Output, table: Table) -> Drawn:
+    """Baselines first, then by rank."""
+    read = predictions_in(out.store)
+    rows = sorted(table.rows, key=lambda row: row.method not in BASELINES)
+    parts: dict[str, list[Part]] = {}
+    missing, left_out = [], 0
+    for row in rows:
+        if len(parts) == MOST_CURVES:
+            left_out += 1
+            continue
+        found = [read_part(record, out.store, read) for record in row.records]
+        present = [part for part in found if part is not None]
+        if len(present) == len(found):
+            parts[_unique(row.name, parts)] = present
+        else:
+            missing.append(f"{row.name} ({len(present)} of {len(found)} runs)")
+    return Drawn(parts, missing, left_out)
+
+
+def _unique(name: str, taken: Mapping[str, Any]) -> str:
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name} ({number})"
+    return free
+
+
+def _label_figures(out: Output, table: Table, drawn: Drawn, stem: str) -> list[dict[str, Any]]:
+    """For each label that has curves: its ROC, precision-recall and reliability figures."""
+    entries = []
+    for k, label in enumerate(table.labels):
+        lines = {
+            name: curve
+            for name, parts in drawn.parts.items()
+            if (curve := curves.label_curves(parts, k)) is not None
+        }
+        if not lines:
+            continue
+        found = {name: each for name in lines if (each := curves.reliability(drawn.parts[name], k))}
+        entry = {
+            "label": label,
+            "anchor": f"label-{k}",
+            "roc": out.figure(f"{stem}-{k}-roc", figures.roc, lines),
+            "pr": out.figure(f"{stem}-{k}-pr", figures.precision_recall, lines),
+            "reliability": out.figure(f"{stem}-{k}-reliability", figures.calibration, found)
+            if found
+            else "",
+            "points": [(name, f"{line.precision_at_95:.4f}") for name, line in lines.items()],
+        }
+        entries.append(entry)
+    return entries
+
+
+def _calibration(table: Table, drawn: Drawn) -> list[tuple[str, ...]]:
+    """(row, expected calibration error, Brier score, the prevalence's Brier score), means over labels."""
+    rows = []
+    for name, parts in drawn.parts.items():
+        found = [curves.reliability(parts, k) for k in range(len(table.labels))]
+        known = [each for each in found if each is not None]
+        if known:
+            values = [(each.ece, each.brier, each.brier_of_prevalence) for each in known]
+            rows.append((name, *(f"{value:.4f}" for value in np.mean(values, axis=0))))
+    return rows
+
+
+def _fold_figure(out: Output, table: Table, stem: str) -> str:
+    rows = [row for row in table.rows if row.values["auc"] is not None]
+    return out.figure(f"{stem}-folds", figures.fold_scatter, rows) if rows else ""
+
+
+def _cost_figures(out: Output, table: Table, stem: str) -> list[tuple[str, str]]:
+    """(figure, text) of AUC over device hours and over parameters, where two rows know theirs."""
+    made = []
+    for key, scale, title in (
+        ("device_hours", 1.0, "device hours of one fold"),
+        ("parameters", 1e-6, "million parameters"),
+    ):
+        points = [point for row in table.rows if (point := _point(row, key, scale))]
+        if len(points) > 1:
+            path = out.figure(f"{stem}-{key}", figures.pareto, points, title)
+            best = ", ".join(points[i][0] for i in sorted(figures.frontier(points)))
+            made.append((path, f"AUC over {title}. Not beaten at their cost: {best}."))
+    return made
+
+
+def _point(row: Row, key: str, scale: float) -> tuple[str, float, float] | None:
+    value = row.values["auc"]
+    spent = [record.cost.get(key) for record in row.records]
+    known = [each for each in spent if isinstance(each, int | float) and each > 0]
+    if value is None or not known:
+        return None
+    return row.name, scale * float(np.mean(known)), value.mean
+
+
+def _galleries(out: Output, table: Table) -> list[dict[str, Any]]:
+    """The pictures of each row's first run that has any, by analysis."""
+    found = []
+    for row in table.rows:
+        for record in row.records:
+            shown: dict[str, list[Picture]] = {
+                name: gallery.pictures
+                for name, stage in record.analyses.items()
+                if (gallery := out.galleries.of(stage.key)).pictures
+            }
+            if shown:
+                found.append(
+                    {"row": row, "fold": record.fold, "path": run_path(record), "shown": shown}
+                )
+                break
+    return found
+
+
+def _pairs(table: Table) -> list[dict[str, Any]]:
+    """Every two rows that were compared, for the pairwise table."""
+    return [
+        {
+            "first": table.rows[pair.first].name,
+            "second": table.rows[pair.second].name,
+            "comparison": pair.comparison,
+        }
+        for pair in table.pairwise
+    ]
