@@ -930,8 +930,9 @@ def test_records_are_written_once(tmp_path: Path, make_record: Any) -> None:
         ({"scores": {}}, "macro"),
         ({"scores": {"macro": {"auc": "0.9"}}}, "auc"),
         ({"scores": {"macro": {"auc": 7}}}, "auc"),
+        ({"revision": "\ud800"}, "surrogates not allowed"),
     ],
-    ids=str,
+    ids=ascii,
 )
 def test_a_foreign_or_edited_record_is_refused_by_name(
     tmp_path: Path, make_record: Any, change: dict[str, Any], says: str

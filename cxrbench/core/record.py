@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from cxrbench.core.digest import canonical_json
 from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.store import read_json, write_json
@@ -108,6 +109,10 @@ def read_record(path: Path) -> Record:
     value = read_json(path)
     if not isinstance(value, dict) or value.get("schema_version") != 1:
         raise DataError(f"{path}: not a record of schema 1")
+    try:
+        canonical_json(value).encode()
+    except ValueError as error:  # half of a surrogate pair, NaN: nothing that has a digest
+        raise DataError(f"{path}: {error}") from None
     try:
         return Record.parse(value, where=str(path))
     except ConfigError as error:
