@@ -938,7 +938,7 @@ def test_a_foreign_or_edited_record_is_refused_by_name(
     tmp_path: Path, make_record: Any, change: dict[str, Any], says: str
 ) -> None:
     path = tmp_path / "r.json"
-    write_json(path, {**make_record().model_dump(mode="json"), **change})
+    path.write_text(json.dumps({**make_record().model_dump(mode="json"), **change}))
     with pytest.raises(DataError, match=says) as error:
         read_record(path)
     assert "r.json" in str(error.value)
