@@ -33,7 +33,12 @@ Gpus = Annotated[
 ]
 Devices = Annotated[int | None, typer.Option(min=1, help="Processes of one training.")]
 Accelerator = Annotated[str | None, typer.Option(help="cpu or gpu.")]
-Slots = Annotated[int, typer.Option(min=0, help="Stages at the same time. (default: one a GPU, or one for every two CPU cores)")]
+Slots = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Stages at the same time. (default: one a GPU, or one for every two CPU cores)"
+    ),
+]
 Workers = Annotated[int | None, typer.Option(min=0, help="Loader processes of one training.")]
 Wandb = Annotated[
     str | None, typer.Option(help="online, offline or off. (default: online if logged in)")
