@@ -393,3 +393,14 @@ def test_drawn_films_know_their_boxes() -> None:
     assert edges.min() >= 0
     assert edges.max() <= 1
     assert finding_marks(SimpleNamespace(boxes=lambda: None), sick) is None
+
+
+def test_a_long_caption_stays_under_its_own_picture() -> None:
+    black = np.zeros((32, 32))
+    long = "Cardiomegaly, Edema, Infiltration, Pleural Thickening"
+    alone = contact_sheet([[(black, long), None]], side=96)
+    both = contact_sheet([[(black, long), (black, "")]], side=96)
+    under = np.asarray(both)[96:]
+    np.testing.assert_array_equal(np.asarray(alone)[96:], under)
+    assert (under[:, :96] < 255).any()
+    assert (under[:, 100:] == 255).all()

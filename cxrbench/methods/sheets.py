@@ -4,7 +4,7 @@ A picture is a Pillow image or an array: floats in [0, 1] or uint8, [S, S] grey 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,18 @@ def contact_sheet(
     for y, x, image, caption in cells:
         left, top = x * (side + GAP), y * (side + BAR)
         sheet.paste(image, (left, top))
-        pen.text((left + 3, top + side + 2), caption, fill="black", font=font)
+        shown = _fitting(caption, side - 3, font.getlength)
+        pen.text((left + 3, top + side + 2), shown, fill="black", font=font)
     return sheet
+
+
+def _fitting(text: str, width: float, length: Callable[[str], float]) -> str:
+    """The text, or as much of it as there is room for, with an ellipsis."""
+    if length(text) <= width:
+        return text
+    while text and length(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text.rstrip()}…"
 
 
 def plot(
