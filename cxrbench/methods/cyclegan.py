@@ -41,7 +41,7 @@ TUNED = PAPER.model_copy(
 )
 QUICK = TUNED.model_copy(
     update={
-        "epochs": 6,
+        "epochs": 9,
         "learning_rate": 2e-3,
         "augment": Augment(),
         "ema_decay": None,
