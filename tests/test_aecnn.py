@@ -31,6 +31,7 @@ from cxrbench.methods.aecnn_report import (
 )
 from cxrbench.methods.densenet121 import DenseNet121
 from cxrbench.methods.fmix import FMix
+from cxrbench.methods.sheets import BAR, GAP
 from cxrbench.methods.vgg16 import VGG16
 from cxrbench.metrics.images import psnr, ssim
 from cxrbench.nn.autoencoder import SCALE, Autoencoder, enlarge, shrink
@@ -420,12 +421,12 @@ def test_the_gallery(report: Any, films: Any) -> None:
     assert entry["file"] == "gallery.png"
     assert "128 px" in entry["caption"]
     with Image.open(folder / "gallery.png", formats=("PNG",)) as sheet:
-        assert sheet.width == 9 * (aecnn_report.TILE + 4)
-        assert sheet.height == 2 * aecnn_report.SHOWN * (aecnn_report.TILE + 18)
+        assert sheet.width == 9 * (aecnn_report.TILE + GAP)
+        assert sheet.height == 2 * aecnn_report.SHOWN * (aecnn_report.TILE + BAR)
     same = aecnn_report.Way(lambda film: shrink(film, "area"), lambda code: unit(films[:1]))
     drawn = np.asarray(draw({"bicubic": same}, films[:1]))
     tile = aecnn_report.TILE
-    last = drawn[:tile, 2 * (tile + 4) : 2 * (tile + 4) + tile]
+    last = drawn[:tile, 2 * (tile + GAP) : 2 * (tile + GAP) + tile]
     assert last.max() == 0, "a film given back whole has no residual"
 
 

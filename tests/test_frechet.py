@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from cxrbench.metrics.frechet import fid, kid, kid_of_subsets
+from cxrbench.metrics.frechet import fid, kid
 
 
 def normal(count: int, width: int, seed: int, shift: float = 0.0) -> Any:
@@ -61,19 +61,6 @@ def test_kid_is_unbiased_and_fid_is_not() -> None:
     assert apart.mean() > 10 * error
 
 
-def test_subsets() -> None:
-    a, b = normal(30, 4, 0), normal(50, 4, 1, 1.0)
-    assert kid_of_subsets(a, b, size=50) == (kid(a, b), None)
-    many = kid_of_subsets(a, b, subsets=200, size=20)
-    assert many == kid_of_subsets(a, b, subsets=200, size=20)
-    assert many != kid_of_subsets(a, b, subsets=200, size=20, seed=1)
-    assert many.standard_error is not None
-    assert abs(many.mean - kid(a, b)) < 4 * many.standard_error
-    assert many.standard_error < 0.1 * many.mean
-    # The smaller set is whole in each subset, the larger is not.
-    assert kid_of_subsets(a, b, subsets=2, size=40).standard_error
-
-
 @pytest.mark.parametrize(
     ("features", "says"),
     [
@@ -83,7 +70,7 @@ def test_subsets() -> None:
         ([[1.0], [2.0]], "equal widths"),
     ],
 )
-@pytest.mark.parametrize("distance", [fid, kid, kid_of_subsets])
+@pytest.mark.parametrize("distance", [fid, kid])
 def test_what_is_no_features_is_refused(distance: Any, features: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         distance(features, [[1.0, 2.0], [3.0, 4.0]])

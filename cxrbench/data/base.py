@@ -4,7 +4,6 @@ Readers import neither torch nor Lightning, so that planning, splitting and veri
 `CxrDataModule` (module.py) serves any of them to Lightning.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,9 +116,3 @@ class CxrDataset:
         if not root.is_dir():
             raise MissingInputError(f"{cls.name}: {root} is not a folder")
         return root
-
-
-def count_labels(index: Index) -> dict[str, int]:
-    """Positive images of each label."""
-    positives = np.nansum(index.targets, axis=0)
-    return Counter({name: int(n) for name, n in zip(index.labels, positives, strict=True)})

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from cxrbench.core.contract import Computation
 from cxrbench.core.frozen import Frozen
-from cxrbench.core.store import write_json
 from cxrbench.methods.base import weights_in
+from cxrbench.methods.sheets import contact_sheet, write_gallery
 from cxrbench.metrics.images import mean_defined, mse, psnr, ssim
 from cxrbench.nn.autoencoder import SCALE, Autoencoder, Resizing, enlarge, shrink
 from cxrbench.nn.backbones import load_whole, to_unit
@@ -63,9 +63,7 @@ class Reconstruction(Computation):
     name = "reconstruction"
     version = 1
     Params = ReconstructionParams
-
-    def __init__(self, params: ReconstructionParams) -> None:
-        self.params = params
+    params: ReconstructionParams
 
     def image_size(self) -> int:
         return self.params.side
@@ -92,14 +90,12 @@ class Reconstruction(Computation):
             "gain_over_bicubic_db": {n: _gain(found[n], found["bicubic"]) for n in list(ways)[:2]},
         }
         few = chosen[spread(len(chosen), SHOWN)]
-        draw({n: ways[n] for n in ("stage 2", "stage 3", "bicubic")}, images[few]).save(
-            out / "gallery.png"
-        )
         caption = (
             f"Test films at {self.params.side} px, their code of a quarter of the side, and what the autoencoder "
             f"of stage 2, of stage 3, and bicubic resizing give back"
         )
-        write_json(out / "gallery.json", [{"file": "gallery.png", "caption": caption}])
+        shown = {name: ways[name] for name in ("stage 2", "stage 3", "bicubic")}
+        write_gallery(out, {"gallery.png": (draw(shown, images[few]), caption)})
         return facts
 
     def _trained(self, folder: Path, *, clip: bool) -> Way:
@@ -217,7 +213,7 @@ def draw(ways: Mapping[str, Way], films: Films) -> Image.Image:
             errors.append((np.abs(back - sharp)[0] * ERROR_GAIN, f"{name}: error x {ERROR_GAIN}"))
         rows.append(row + errors)
         rows.append([(_part(picture), f"{name}, a part") for picture, name in rows[-1]])
-    return _sheet(rows)
+    return contact_sheet(rows, side=TILE)
 
 
 def _part(picture: FloatArray) -> FloatArray:
@@ -225,20 +221,3 @@ def _part(picture: FloatArray) -> FloatArray:
     side = len(picture)
     top, left, width = round(side * 0.4), round(side * 0.2), round(side / DETAIL)
     return picture[top : top + width, left : left + width]
-
-
-def _sheet(rows: list[list[tuple[FloatArray, str]]]) -> Image.Image:
-    """Rows of pictures [S, S] in [0, 1] with a caption under each."""
-    bar, gap, font = 18, 4, ImageFont.load_default(12)
-    width = max(len(row) for row in rows) * (TILE + gap)
-    sheet = Image.new("L", (width, len(rows) * (TILE + bar)), 255)
-    pen = ImageDraw.Draw(sheet)
-    for y, row in enumerate(rows):
-        for x, (picture, caption) in enumerate(row):
-            grey = Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8))
-            # Pixels stay visible: nothing here is smoothed twice.
-            how = Image.Resampling.NEAREST if grey.width < TILE else Image.Resampling.BOX
-            corner = (x * (TILE + gap), y * (TILE + bar))
-            sheet.paste(grey.resize((TILE, TILE), how), corner)
-            pen.text((corner[0] + 2, corner[1] + TILE + 1), caption, fill=0, font=font)
-    return sheet

@@ -307,6 +307,7 @@ class Align(Transformation):
     name = "align"
     version = 1
     Params = AlignParams
+    params: AlignParams
 
     def __init__(self, params: AlignParams) -> None:
         self.params = params

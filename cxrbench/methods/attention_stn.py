@@ -18,17 +18,16 @@ from torch.nn import functional as F
 
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.spec import MethodParams
-from cxrbench.core.stage import DataView, Stage, compute, fit, predict
+from cxrbench.core.stage import DataView, Stage, compute, fit
 from cxrbench.methods.base import Batch, weights_in
 from cxrbench.methods.densenet121 import QUICK, TUNED, BackboneClassifier
 from cxrbench.methods.optimisers import build_optimiser
 from cxrbench.methods.thorax_report import (
-    FindingRecall,
     Numbers,
     Pixels,
-    RecallParams,
     RoiReport,
     Rows,
+    recall_by_finding,
 )
 from cxrbench.methods.vgg16 import ROCHA, VGG16Params
 from cxrbench.nn.backbones import ImageNetInput, load_whole, to_unit
@@ -138,13 +137,7 @@ class AttentionSTN(BackboneClassifier):
             bounded=params.bounded,
         )
         found = {"windows": compute(Windows, model.data, shown, part="test", model=model)}
-        if len(data.labels) == 1:
-            side = RecallParams(side=recipe.load)
-            predictions = predict(model, data)
-            found["recall by finding"] = compute(
-                FindingRecall, data, side, part="test", predictions=predictions
-            )
-        return found
+        return found | recall_by_finding(data, model, recipe.load)
 
 
 # --- STERN

@@ -66,9 +66,7 @@ class CanonicalChest(Computation):
     name = "canonical-chest"
     version = 1
     Params = CanonicalParams
-
-    def __init__(self, params: CanonicalParams) -> None:
-        self.params = params
+    params: CanonicalParams
 
     def image_size(self) -> int:
         return self.params.size
@@ -125,9 +123,7 @@ class CanonicalFeatures(Computation):
     name = "canonical-features"
     version = 1
     Params = FeaturesParams
-
-    def __init__(self, params: FeaturesParams) -> None:
-        self.params = params
+    params: FeaturesParams
 
     def image_size(self) -> int:
         return self.params.size

@@ -26,7 +26,7 @@ from cxrbench.methods.base import Batch, Method
 from cxrbench.methods.optimisers import build_optimiser
 from cxrbench.methods.translation import Domain, GeneratorParams, domains, signed
 from cxrbench.nn.image_pool import ImagePool
-from cxrbench.nn.patchgan import PatchGAN
+from cxrbench.nn.patchgan import PatchGAN, least_squares
 from cxrbench.nn.resnet_generator import SCALE
 
 BETAS = (0.5, 0.999)  # of Adam
@@ -250,9 +250,3 @@ def as_constant(judge: nn.Module, film: Tensor) -> Tensor:
     weights = {name: tensor.detach() for name, tensor in judge.named_parameters()}
     scores: Tensor = functional_call(judge, weights, (film,))
     return scores
-
-
-def least_squares(scores: Tensor, wanted: Tensor | float) -> Tensor:
-    """The mean of (D(film) - wanted)^2 over patches, in float32: 1 is real, 0 is made (Mao et al. 2017)."""
-    with torch.autocast(device_type=scores.device.type, enabled=False):
-        return (scores.float() - wanted).square().mean()

@@ -78,9 +78,7 @@ class ClassWeights(Computation):
     name = "class-weights"
     version = 1
     Params = WeightsParams
-
-    def __init__(self, params: WeightsParams) -> None:
-        self.params = params
+    params: WeightsParams
 
     def image_size(self) -> int:
         return self.params.side

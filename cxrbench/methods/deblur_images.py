@@ -135,6 +135,7 @@ class Blur(Transformation):
     name = "focal-blur"
     version = 1
     Params = Focus
+    params: Focus
 
     def __init__(self, params: Focus) -> None:
         self.params = params
@@ -294,6 +295,7 @@ class Restore(Transformation):
     name = "restore"
     version = 1
     Params = RestoreParams
+    params: RestoreParams
 
     def __init__(self, params: RestoreParams) -> None:
         self.params = params

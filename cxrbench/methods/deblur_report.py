@@ -63,9 +63,7 @@ class Restoration(Computation):
     name = "restoration"
     version = 1
     Params = RestorationParams
-
-    def __init__(self, params: RestorationParams) -> None:
-        self.params = params
+    params: RestorationParams
 
     def image_size(self) -> int:
         return self.params.focus.side
@@ -252,9 +250,7 @@ class Curves(Computation):
     name = "curves"
     version = 1
     Params = CurvesParams
-
-    def __init__(self, params: CurvesParams) -> None:
-        self.params = params
+    params: CurvesParams
 
     def image_size(self) -> int:
         return self.params.side

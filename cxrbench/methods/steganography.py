@@ -97,10 +97,7 @@ class Steganography(Computation):
     name = "steganography"
     version = 1
     Params = SteganographyParams
-
-    def __init__(self, params: SteganographyParams) -> None:
-        self.params = params
-        self.device = "cpu"
+    params: SteganographyParams
 
     def image_size(self) -> int:
         return self.params.size

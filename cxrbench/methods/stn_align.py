@@ -37,6 +37,7 @@ from cxrbench.methods.densenet121 import (
 )
 from cxrbench.nn.backbones import to_unit
 from cxrbench.nn.losses import masked_bce
+from cxrbench.nn.perceptual import DENSENET_PAPER
 from cxrbench.nn.spatial_transformer import theta_of_pose
 
 # Beyond the paper: held near the identity, black outside, correlation, and undoing known movements.
@@ -131,7 +132,7 @@ class StnAlign(BackboneClassifier):
             "aligner": {
                 "loss": {
                     "network": "densenet121",
-                    "taps": ["transition2"],
+                    "taps": list(DENSENET_PAPER),
                     "trained_here": True,
                 },
                 "target_features": "canonical",

@@ -20,16 +20,15 @@ from cxrbench.core.contract import Transformation
 from cxrbench.core.errors import DataError
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.spec import Augment, MethodParams, Recipe
-from cxrbench.core.stage import DataView, Stage, compute, fit, predict, transform
+from cxrbench.core.stage import DataView, Stage, compute, fit, transform
 from cxrbench.methods.base import Method, weights_in
 from cxrbench.methods.densenet121 import QUICK, TUNED
 from cxrbench.methods.thorax_report import (
-    FindingRecall,
     Numbers,
     Pixels,
-    RecallParams,
     RoiReport,
     Rows,
+    recall_by_finding,
 )
 from cxrbench.methods.vgg16 import VGG16, VGG16Params
 from cxrbench.metrics.boxes import iou
@@ -177,9 +176,7 @@ class CropThorax(Transformation):
     name = "crop-thorax"
     version = 1
     Params = CropParams
-
-    def __init__(self, params: CropParams) -> None:
-        self.params = params
+    params: CropParams
 
     def image_size(self) -> int:
         return self.params.films
@@ -348,15 +345,7 @@ class ThoraxCrop(VGG16):
         found = {"thorax boxes": cls._boxes(data, detector, params)}
         if detector.data != data:
             found["detector"] = cls._boxes(detector.data, detector, params)
-        if len(data.labels) == 1:
-            found["recall by finding"] = compute(
-                FindingRecall,
-                data,
-                RecallParams(side=params.films),
-                part="test",
-                predictions=predict(model, data),
-            )
-        return found
+        return found | recall_by_finding(data, model, params.films)
 
     @classmethod
     def _boxes(cls, films: DataView, detector: Stage, params: ThoraxCropParams) -> Stage:

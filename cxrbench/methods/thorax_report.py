@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from cxrbench.core.contract import Computation
 from cxrbench.core.frozen import Frozen
+from cxrbench.core.stage import DataView, Stage, compute, predict
 from cxrbench.methods.sheets import TILE, Cell, contact_sheet, tile, write_gallery
 from cxrbench.metrics.boxes import box_of_mask, iou
 from cxrbench.metrics.classification import OperatingPoint, Ranking
@@ -42,9 +43,6 @@ class RoiReport(Computation):
 
     columns: ClassVar[tuple[str, ...]] = ()
     picture: ClassVar[str] = "the region"
-
-    def __init__(self, params: Any) -> None:
-        self.params = params
 
     def image_size(self) -> int:
         side: int = self.params.films
@@ -184,9 +182,7 @@ class FindingRecall(Computation):
     name = "finding-recall"
     version = 1
     Params = RecallParams
-
-    def __init__(self, params: RecallParams) -> None:
-        self.params = params
+    params: RecallParams
 
     def image_size(self) -> int:
         return self.params.side
@@ -210,6 +206,15 @@ class FindingRecall(Computation):
                 called = probability >= point.threshold
                 facts[f"at_{name}_threshold"] = _by_finding(called, marks, point.threshold)
         return facts
+
+
+def recall_by_finding(data: DataView, model: Stage, side: int) -> dict[str, Stage]:
+    """The analysis of a model with one label; nothing where there are several. `side` is read anyway."""
+    if len(data.labels) != 1:
+        return {}
+    how = RecallParams(side=side)
+    predictions = predict(model, data)
+    return {"recall by finding": compute(FindingRecall, data, how, part="test", predictions=predictions)}  # fmt: skip
 
 
 def _point(table: pd.DataFrame, label: str) -> OperatingPoint | None:

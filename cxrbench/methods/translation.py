@@ -141,6 +141,7 @@ class Translate(Transformation):
     name = "translate"
     version = 1
     Params = TranslateParams
+    params: TranslateParams
 
     def __init__(self, params: TranslateParams) -> None:
         self.params = params

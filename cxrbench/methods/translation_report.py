@@ -104,10 +104,7 @@ class TranslationReport(Computation):
     name = "translation-report"
     version = 1
     Params = TranslationReportParams
-
-    def __init__(self, params: TranslationReportParams) -> None:
-        self.params = params
-        self.device = "cpu"
+    params: TranslationReportParams
 
     def image_size(self) -> int:
         return self.params.size

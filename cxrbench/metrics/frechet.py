@@ -5,20 +5,11 @@ distances in the same features compare, and FID only among sets of equal size be
 upwards, the more so the fewer images there are. KID is unbiased, so that it may be below 0.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 DEGREE = 3  # of KID's polynomial kernel
-
-
-class KernelDistance(NamedTuple):
-    """The mean of KID over subsets and its standard error over them, None for one subset."""
-
-    mean: float
-    standard_error: float | None
 
 
 def fid(features: ArrayLike, reference: ArrayLike) -> float:
@@ -47,26 +38,6 @@ def kid(features: ArrayLike, reference: ArrayLike) -> float:
         + _others(_kernel(second, second))
         - 2 * float(_kernel(first, second).mean())
     )
-
-
-def kid_of_subsets(
-    features: ArrayLike, reference: ArrayLike, *, subsets: int = 50, size: int = 100, seed: int = 0
-) -> KernelDistance:
-    """KID as it is printed: the mean over random subsets of `size` images of each set, without replacement.
-
-    Sets smaller than `size` are taken whole; where both are, there is one subset and no error. Subsets of a
-    set overlap, so the standard error is that of drawing them, not that of drawing other images.
-    """
-    first, second = _pair(features, reference)
-    if max(len(first), len(second)) <= size:
-        return KernelDistance(kid(first, second), None)
-    random = np.random.default_rng(seed)
-    values = [
-        kid(*(side[random.permutation(len(side))[:size]] for side in (first, second)))
-        for _ in range(subsets)
-    ]
-    error = float(np.std(values, ddof=1) / np.sqrt(subsets)) if subsets > 1 else None
-    return KernelDistance(float(np.mean(values)), error)
 
 
 def _kernel(a: FloatArray, b: FloatArray) -> FloatArray:

@@ -1,4 +1,4 @@
-"""CycleGAN's discriminator, which judges patches of 70 x 70 pixels (Isola et al., CVPR 2017), and its losses.
+"""CycleGAN's discriminator, which judges patches of 70 x 70 pixels (Isola et al., CVPR 2017), and its loss.
 
 Shapes: B batch, C channels, S side; images are in [-1, 1].
 """
@@ -38,13 +38,7 @@ class PatchGAN(nn.Module):
         return scores
 
 
-def discriminator_loss(real: Tensor, made: Tensor) -> Tensor:
-    """Least squares: half the mean of (D(real) - 1)^2 and D(made)^2 over patches, float32 (Mao et al. 2017)."""
-    with torch.autocast(device_type=real.device.type, enabled=False):
-        return ((real.float() - 1).square().mean() + made.float().square().mean()) / 2
-
-
-def generator_loss(made: Tensor) -> Tensor:
-    """Least squares: the mean of (D(made) - 1)^2 over patches, in float32."""
-    with torch.autocast(device_type=made.device.type, enabled=False):
-        return (made.float() - 1).square().mean()
+def least_squares(scores: Tensor, wanted: Tensor | float) -> Tensor:
+    """The mean of (D(film) - wanted)^2 over patches, in float32: 1 is real, 0 is made (Mao et al. 2017)."""
+    with torch.autocast(device_type=scores.device.type, enabled=False):
+        return (scores.float() - wanted).square().mean()
