@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from cxrbench.core.columns import PROBABILITY, TARGET
 from cxrbench.core.record import Record
 from cxrbench.core.store import Store
 from cxrbench.leaderboard import patients, predictions
@@ -27,7 +28,6 @@ from cxrbench.leaderboard.ranks import no_diagram, rank_intervals, tie_groups
 from cxrbench.leaderboard.sentences import MARKS, ROPE
 from cxrbench.leaderboard.students_t import quantile, two_sided_normal_p, two_sided_p
 from cxrbench.metrics.classification import roc_auc
-from cxrbench.runner.score import PROBABILITY, TARGET
 
 Make = Callable[..., Record]
 Array = NDArray[Any]

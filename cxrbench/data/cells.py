@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cxrbench.core.columns import ATTRIBUTES
 from cxrbench.core.errors import DataError
 from cxrbench.data.csvfile import need_column
-from cxrbench.data.index import ATTRIBUTES
 
 Uncertain = Literal["unknown", "positive", "negative"]
 Blank = Literal["unknown", "negative"]

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
+from cxrbench.core.columns import ATTRIBUTES
 from cxrbench.core.errors import CannotWriteError, DataError, UsageError
-from cxrbench.data.index import ATTRIBUTES, Index
+from cxrbench.data.index import Index
 
 Grey = npt.NDArray[np.uint8]
 TABLE = "table.csv"

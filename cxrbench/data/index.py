@@ -18,8 +18,6 @@ from cxrbench.core.treeprint import scan_files, tree_fingerprint  # noqa: F401
 from cxrbench.data.stratify import units_of
 
 COLUMNS = ("image_id", "patient_id", "path")
-# What a subgroup analysis may use; a data set without one of them leaves it out.
-ATTRIBUTES = ("sex", "age", "view_position")
 HASH_COLUMNS = ("path", "size", "mtime", "sha256")
 SOFT = "soft:"  # + label: a column of what is trained on instead, from 0 to 1, where a label is unknown
 

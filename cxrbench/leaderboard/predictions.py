@@ -9,15 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cxrbench.core.columns import FILE, PROBABILITY, TARGET
 from cxrbench.core.record import Record
 from cxrbench.core.store import Store
 from cxrbench.metrics.classification import roc_auc
 
-FILE = "predictions.parquet"
-TARGET, PROBABILITY = "target:", "probability:"  # the columns that runner/score.py names
 EXACT = 1e-9
 # A record may come from a stranger: an artefact's key is one plain name below the store, and no path.
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def is_key(text: str) -> bool:
+    """Whether a text can be an artefact's key: one plain name, no path."""
+    return bool(KEY.fullmatch(text))
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +46,7 @@ def predictions_in(store: Store) -> Reader:
 
     def read(record: Record) -> Predictions | None:
         for stage in reversed(record.stages):
-            if stage.kind == "predict" and KEY.fullmatch(stage.key):
+            if stage.kind == "predict" and is_key(stage.key):
                 path = store.artefact(stage.key) / FILE
                 found = _read(path, record.labels) if path.is_file() else None
                 if found is not None and _is_of(found, record):

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cxrbench.core.columns import FILE, PROBABILITY, TARGET
 from cxrbench.core.contract import Computation
 from cxrbench.core.frozen import Frozen
 from cxrbench.methods.deblur_images import (
@@ -277,24 +278,24 @@ class Curves(Computation):
 
 
 def _test_part(folder: Path) -> pd.DataFrame:
-    table = pd.read_parquet(folder / "predictions.parquet")
+    table = pd.read_parquet(folder / FILE)
     return table[table["part"] == "test"]
 
 
 def _column(table: pd.DataFrame, label: str) -> tuple[FloatArray, FloatArray]:
     """Target and probability of the films whose target is known."""
-    target = table[f"target:{label}"].to_numpy(dtype=np.float64)
+    target = table[TARGET + label].to_numpy(dtype=np.float64)
     known = ~np.isnan(target)
-    return target[known], table[f"probability:{label}"].to_numpy(dtype=np.float64)[known]
+    return target[known], table[PROBABILITY + label].to_numpy(dtype=np.float64)[known]
 
 
 def _verdicts(table: pd.DataFrame) -> dict[str, Any]:
     """By label: films, accuracy at one half, the share of the commoner class, and AUC; and means."""
     labels = {}
     for name in table.columns:
-        if not name.startswith("target:"):
+        if not name.startswith(TARGET):
             continue
-        target, probability = _column(table, label := name.removeprefix("target:"))
+        target, probability = _column(table, label := name.removeprefix(TARGET))
         share = float(target.mean()) if len(target) else None
         labels[label] = {
             "films": len(target),

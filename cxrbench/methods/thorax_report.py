@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from PIL import Image, ImageDraw
 
+from cxrbench.core.columns import FILE, PROBABILITY, TARGET
 from cxrbench.core.contract import Computation
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.stage import DataView, Stage, compute, predict
@@ -191,14 +192,14 @@ class FindingRecall(Computation):
         self, images: Any, targets: Any, inputs: Mapping[str, Path], out: Path, seed: int
     ) -> dict[str, Any]:
         """Leaves nothing but its facts; without such columns they hold no finding."""
-        table = pd.read_parquet(inputs["predictions"] / "predictions.parquet")
-        [label] = [c.removeprefix("target:") for c in table.columns if c.startswith("target:")]
+        table = pd.read_parquet(inputs["predictions"] / FILE)
+        [label] = [c.removeprefix(TARGET) for c in table.columns if c.startswith(TARGET)]
         parts = {part: table[table["part"] == part].set_index("image_id") for part in ("val", "test")}  # fmt: skip
         frame = images.index.frame.set_index("image_id")
         marks = frame[[c for c in frame.columns if str(c).startswith(MARK)]]
         test = parts["test"]
-        positive = test[test[f"target:{label}"] == 1]
-        probability, marks = positive[f"probability:{label}"], marks.loc[positive.index]
+        positive = test[test[TARGET + label] == 1]
+        probability, marks = positive[PROBABILITY + label], marks.loc[positive.index]
         facts: dict[str, Any] = {"label": label, "positive_images": len(positive)}
         for name, part in (("test", test), ("validation", parts["val"])):
             point = _point(part, label)
@@ -218,8 +219,8 @@ def recall_by_finding(data: DataView, model: Stage, side: int) -> dict[str, Stag
 
 
 def _point(table: pd.DataFrame, label: str) -> OperatingPoint | None:
-    known = table[table[f"target:{label}"].notna()]
-    ranking = Ranking.of(known[f"target:{label}"], known[f"probability:{label}"])
+    known = table[table[TARGET + label].notna()]
+    ranking = Ranking.of(known[TARGET + label], known[PROBABILITY + label])
     return ranking.precision_at_recall(RECALL)
 
 

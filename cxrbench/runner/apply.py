@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from cxrbench.core.columns import FILE, PROBABILITY
 from cxrbench.core.errors import CannotWriteError, DataError, MissingInputError, UsageError
 from cxrbench.core.record import read_records
 from cxrbench.core.registry import Registry
@@ -19,7 +20,6 @@ from cxrbench.runner.bind import Progress, bind, open_dataset
 from cxrbench.runner.graph import from_json, graph_of
 from cxrbench.runner.plan import Plan, binding_key
 from cxrbench.runner.schedule import Outcome, run_plan
-from cxrbench.runner.score import PROBABILITY
 
 # What joins a prediction to where its image came from, where a data set has it.
 EXTRA = ("sop_instance",)
@@ -82,7 +82,7 @@ def predict_images(
     outcome = run_plan(plan, store, registry, execution, **watch)
     if not store.has(final.key):
         return None, [], outcome
-    table = pd.read_parquet(store.artefact(final.key) / "predictions.parquet")
+    table = pd.read_parquet(store.artefact(final.key) / FILE)
     names = [column for column in table.columns if column.startswith(PROBABILITY)]
     skipped = store.meta(final.key)["facts"].get("skipped_images", [])
     cls = registry.load("datasets", dataset)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cxrbench.core.columns import FILE
 from cxrbench.core.contract import Computation, Transformation
 from cxrbench.core.registry import load_target
 from cxrbench.core.stage import DataView, Stage
@@ -91,7 +92,7 @@ def run_predict(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     model = stage.inputs["model"]
     data, skipped = data_module(stage, context)
     module = load_module(model, context.artefact(model) / "model.safetensors")
-    facts = predict_parts(module, data, out / "predictions.parquet", stage, device_of(context))
+    facts = predict_parts(module, data, out / FILE, stage, device_of(context))
     if stage.data.label_map:
         facts["images_of_training_data"] = _shared_images(stage, context)
     return {**facts, "skipped_images": skipped}

@@ -9,12 +9,11 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from cxrbench.core.columns import ATTRIBUTES, PROBABILITY, TARGET
 from cxrbench.core.errors import DataError
 from cxrbench.core.stage import Stage
-from cxrbench.data.index import ATTRIBUTES
 from cxrbench.data.module import CxrDataModule
 from cxrbench.methods.base import Method
-from cxrbench.runner.score import PROBABILITY, TARGET
 
 
 def predict_parts(

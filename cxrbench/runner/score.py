@@ -7,12 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cxrbench.core.columns import PROBABILITY, TARGET
 from cxrbench.core.errors import DataError
 from cxrbench.core.stage import Stage
 from cxrbench.core.store import write_json
 from cxrbench.metrics.report import score_predictions
-
-TARGET, PROBABILITY = "target:", "probability:"
 
 
 def score(stage: Stage, predictions: Path, validation: Path, out: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from cxrbench.core.columns import FILE
 from cxrbench.core.digest import source_digest
 from cxrbench.core.errors import CxrbenchError, InterruptedRunError
 from cxrbench.core.provenance import collect_provenance
@@ -121,10 +122,7 @@ def _make(stage: Stage, context: Any, work: Path, out: Path) -> dict[str, Any]:
     if stage.kind == "score":
         from cxrbench.runner.score import score
 
-        files = {
-            name: context.artefact(parent) / "predictions.parquet"
-            for name, parent in stage.inputs.items()
-        }
+        files = {name: context.artefact(parent) / FILE for name, parent in stage.inputs.items()}
         predictions = files["predictions"]
         return score(stage, predictions, files.get("validation", predictions), out)
     from cxrbench.runner import execute

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cxrbench.core.errors import DataError
 from cxrbench.core.store import Store, read_json
-from cxrbench.leaderboard.site.predictions import is_key
+from cxrbench.leaderboard.predictions import is_key
 
 THUMB, FULL = 480, 1600  # widest side in pixels
 BUDGET = 10_000_000  # bytes of all galleries; a site of 200 runs stays under 20 MB with it

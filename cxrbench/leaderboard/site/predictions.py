@@ -1,6 +1,5 @@
 """A run's test part as the figures need it: predictions with patients as numbers, and attributes."""
 
-import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,15 +8,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cxrbench.core.columns import ATTRIBUTES, FILE
 from cxrbench.core.record import Record
 from cxrbench.core.store import Store
-from cxrbench.leaderboard.predictions import FILE, Reader
+from cxrbench.leaderboard.predictions import Reader, is_key
 from cxrbench.metrics.intervals import cluster_codes
-
-ATTRIBUTES = ("sex", "age", "view_position")  # as data/index.py names them
-KEY = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9_.-]*"
-)  # an artefact's folder; records may come from strangers
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +26,6 @@ class Part:
     patient: npt.NDArray[np.intp]  # [N], 0 to C - 1
     patients: int
     attributes: dict[str, npt.NDArray[np.object_]] = field(default_factory=dict)  # [N] each
-
-
-def is_key(text: str) -> bool:
-    """Whether a text can be an artefact's key: one plain name, no path."""
-    return bool(KEY.fullmatch(text))
 
 
 def read_part(record: Record, store: Store, read: Reader) -> Part | None:

@@ -10,11 +10,11 @@ from cxrbench.core.errors import DataError
 from cxrbench.core.record import Record, StageRecord
 from cxrbench.core.store import Store
 from cxrbench.leaderboard.collect import Row, Table
+from cxrbench.leaderboard.predictions import is_key
 from cxrbench.leaderboard.site import figures
 from cxrbench.leaderboard.site.command import reproduction
 from cxrbench.leaderboard.site.facts import fact_tables, show
 from cxrbench.leaderboard.site.output import Output
-from cxrbench.leaderboard.site.predictions import is_key
 
 LARGEST_LOG = 5_000_000  # bytes
 SCORES = (

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cxrbench.core.columns import ATTRIBUTES
 from cxrbench.leaderboard.site.curves import FEWEST, auc_of
-from cxrbench.leaderboard.site.predictions import ATTRIBUTES, Part
+from cxrbench.leaderboard.site.predictions import Part
 
 AGES = ((0, 18), (18, 40), (40, 60), (60, 80), (80, 200))  # years: from, to below
 
