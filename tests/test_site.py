@@ -155,6 +155,26 @@ def module_make() -> Make:
     return make
 
 
+def test_processes_draw_the_same_figures(
+    tmp_path: Path, module_make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store")
+    tables = collect(
+        [built(store, module_make, method="densenet121", fold=0)], predictions_in(store)
+    )
+    one = write_site(tables, [], [], tmp_path / "one", store).parent / "figures"
+    two = write_site(tables, [], [], tmp_path / "two", store, processes=2).parent / "figures"
+    names = sorted(path.name for path in one.iterdir())
+    assert len(names) > 3
+    assert [path.name for path in sorted(two.iterdir())] == names
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+    # What fails in a process fails the site, and leaves nothing behind.
+    monkeypatch.setattr("cxrbench.leaderboard.site.tasks.figures.fold_scatter", math.sqrt)
+    with pytest.raises(TypeError):
+        write_site(tables, [], [], tmp_path / "three", store, processes=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "store", "two"]
+
+
 def task_page(folder: Path) -> Page:
     (path,) = (folder / "tasks").glob("*.html")
     return Page(path)

@@ -1,6 +1,7 @@
 """leaderboard and publish."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path("benchmarks/results")
 METHOD, FOLDED = 1, 32
+MOST_PROCESSES, RUNS_A_PROCESS = 8, 20  # of drawing
 WIDE = 240  # columns of text where no terminal sets a limit
 # Left out first where the terminal is narrow; the files have every column.
 EXPENDABLE = (
@@ -98,9 +100,14 @@ def write_pages(
     """Write the pages of some tables, say where the first one is, and give its path."""
     from cxrbench.leaderboard.site.build import write_site
 
-    first = write_site(tables, records, excluded, folder, store)
+    first = write_site(tables, records, excluded, folder, store, processes=_processes(len(records)))
     print(first)
     return first
+
+
+def _processes(runs: int) -> int:
+    """As many as draw faster together than their start takes."""
+    return max(1, min(os.cpu_count() or 1, MOST_PROCESSES, runs // RUNS_A_PROCESS))
 
 
 def _json(tables: "list[Table]", excluded: list[str]) -> str:

@@ -24,11 +24,13 @@ def write_site(
     excluded: Sequence[str],
     folder: Path,
     store: Store,
+    *,
+    processes: int = 1,
 ) -> Path:
     """Write the site of some tables to a folder; the path of its first page.
 
     `records` are all that were read, `excluded` says which were not. Figures that need predictions, logs or
-    pictures take them from `store`, and pages say what it lacks. A site that is already there is replaced
+    pictures take them from `store`, and pages say what it lacks. Figures are drawn by so many `processes`. A site that is already there is replaced
     when the new one is whole; UsageError for a folder with anything else in it.
     """
     folder = folder.expanduser().resolve()
@@ -37,7 +39,7 @@ def write_site(
     try:
         aside.mkdir(parents=True)
         (aside / MARKER).touch()
-        _write(Output(aside, store, _facts(tables, records, excluded)), tables)
+        _write(Output(aside, store, _facts(tables, records, excluded), processes), tables)
         _replace(aside, folder)
     except OSError as error:
         raise CannotWriteError(f"{folder}: cannot write ({error.strerror or error})") from error
@@ -76,6 +78,15 @@ def _facts(
 
 
 def _write(out: Output, tables: Sequence[Table]) -> None:
+    whole = False
+    try:
+        _write_pages(out, tables)
+        whole = True
+    finally:
+        out.finish(whole=whole)
+
+
+def _write_pages(out: Output, tables: Sequence[Table]) -> None:
     entries = []
     for table in tables:
         path = write_task(out, table)

@@ -6,6 +6,7 @@ and never pooled: scores of two models have no common scale.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -111,8 +112,7 @@ def _resampled(
     # Between two positives a curve is straight, in every resample: only the ends of such a stretch count.
     finds = np.diff(np.cumsum(positive)[last], prepend=0) > 0
     last = last[finds | np.append(finds[1:], True)]
-    drawn = resample_counts(np.random.default_rng(seed), REPLICATES, patients)
-    count = np.concatenate([np.ones((1, patients), np.int64), drawn])
+    count = np.concatenate([np.ones((1, patients), np.int64), _resamples(seed, patients)])
     tpr, precision = np.full((2, len(count), GRID.size), np.nan)
     block = max(1, BLOCK // score.size)
     for first in range(0, len(count), block):
@@ -124,6 +124,12 @@ def _resampled(
         tpr[rows] = _across(false[both], true[both])
         precision[rows] = _precision(true[both], false[both])
     return tpr, precision
+
+
+@lru_cache(maxsize=16)  # every label and row of a table resamples the same patients
+def _resamples(seed: int, patients: int) -> IntArray:
+    """How often each patient is drawn in each resample, [R, C]."""
+    return resample_counts(np.random.default_rng(seed), REPLICATES, patients)
 
 
 def _across(false: IntArray, true: IntArray) -> FloatArray:
@@ -202,7 +208,9 @@ def _share_interval(
     """Interval of the share of positives of each bin; `cell` is bin x patient."""
     images = np.bincount(cell, minlength=bins * patients).reshape(bins, patients)
     positives = np.bincount(cell, target, bins * patients).reshape(bins, patients)
-    count = resample_counts(np.random.default_rng(0), REPLICATES, patients)
+    count = _resamples(0, patients).astype(
+        np.float64
+    )  # whole numbers, but whole ones multiply slowly
     with np.errstate(invalid="ignore"):
         share = (count @ positives.T) / (count @ images.T)  # [R, B]
     low, high = np.nanquantile(share, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)

@@ -1,9 +1,12 @@
 """Where a site's files are written: pages from templates that escape, figures and pictures once each."""
 
 import shutil
+import sys
 from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,8 @@ class Output:
     folder: Path
     store: Store
     facts: dict[str, Any] = field(default_factory=dict)  # what every page says
-    _figures: set[str] = field(default_factory=set)
+    processes: int = 1  # that draw figures
+    _figures: dict[str, "Future[None] | None"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("tasks", "runs", "figures"):
@@ -62,9 +66,33 @@ class Output:
         (self.folder / path).write_bytes(text.encode("utf-8", errors="replace"))
 
     def figure(self, name: str, draw: Callable[..., str], *what: Any) -> str:
-        """The path of a figure, drawn unless one of this name is there."""
+        """The path of a figure, drawn unless one of this name is; it is there after `finish`."""
         path = f"figures/{name}.svg"
         if name not in self._figures:
-            self._figures.add(name)
-            (self.folder / path).write_bytes(draw(*what).encode("utf-8", errors="replace"))
+            job = (self.folder / path, draw, *what)
+            if self._pool:
+                self._figures[name] = self._pool.submit(_draw, *job)
+            else:
+                self._figures[name] = None
+                _draw(*job)
         return path
+
+    @cached_property
+    def _pool(self) -> ProcessPoolExecutor | None:
+        if self.processes < 2:
+            return None
+        # Of a process with many threads (pandas, torch) no copy can be made safely.
+        method = "forkserver" if sys.platform == "linux" else "spawn"
+        return ProcessPoolExecutor(self.processes, mp_context=get_context(method))
+
+    def finish(self, *, whole: bool = True) -> None:
+        """Wait for the figures, or give up those that were not begun; raises what went wrong in one."""
+        if self._pool:
+            self._pool.shutdown(cancel_futures=not whole)
+        for future in self._figures.values() if whole else ():
+            if future is not None:
+                future.result()
+
+
+def _draw(path: Path, draw: Callable[..., str], *what: Any) -> None:
+    path.write_bytes(draw(*what).encode("utf-8", errors="replace"))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,14 @@ class Drawn:
     parts: dict[str, list[Part]]  # by the row's name
     missing: list[str]  # rows of which some or all predictions are not in the store
     left_out: int  # rows beyond MOST_CURVES
+    _calibrated: dict[tuple[str, int], curves.Reliability | None] = field(default_factory=dict)
+
+    def reliability(self, name: str, label: int) -> curves.Reliability | None:
+        """Calibration of a row's label, computed once for figure and table."""
+        key = name, label
+        if key not in self._calibrated:
+            self._calibrated[key] = curves.reliability(self.parts[name], label)
+        return self._calibrated[key]
 
 
 def task_path(table: Table) -> str:
@@ -105,7 +113,7 @@ def _label_figures(out: Output, table: Table, drawn: Drawn, stem: str) -> list[d
         }
         if not lines:
             continue
-        found = {name: each for name in lines if (each := curves.reliability(drawn.parts[name], k))}
+        found = {name: each for name in lines if (each := drawn.reliability(name, k))}
         entry = {
             "label": label,
             "anchor": f"label-{k}",
@@ -123,8 +131,8 @@ def _label_figures(out: Output, table: Table, drawn: Drawn, stem: str) -> list[d
 def _calibration(table: Table, drawn: Drawn) -> list[tuple[str, ...]]:
     """(row, expected calibration error, Brier score, the prevalence's Brier score), means over labels."""
     rows = []
-    for name, parts in drawn.parts.items():
-        found = [curves.reliability(parts, k) for k in range(len(table.labels))]
+    for name in drawn.parts:
+        found = [drawn.reliability(name, k) for k in range(len(table.labels))]
         known = [each for each in found if each is not None]
         if known:
             values = [(each.ece, each.brier, each.brier_of_prevalence) for each in known]
