@@ -75,6 +75,11 @@ NO_DIAGRAM = (
     "{are} {found}. Labels or folds of one data set are not independent and cannot stand in for them. The pairwise "
     "matrix and the rank intervals say what the data can."
 )
+OVER_DATA_SETS = (
+    "The axis is the mean rank over data sets, 1 is best. Bars join methods of which no two could be told apart by "
+    "Wilcoxon's signed-rank test of their AUCs over data sets, corrected by Holm for all pairs. With few data sets and many "
+    "methods nothing can reach significance: six data sets give p = 0.031 at best, before correction."
+)
 
 # --- beside published numbers
 

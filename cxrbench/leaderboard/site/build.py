@@ -11,6 +11,8 @@ from cxrbench.core.provenance import utc_now
 from cxrbench.core.record import Record
 from cxrbench.core.store import Store
 from cxrbench.leaderboard.collect import Table
+from cxrbench.leaderboard.over_data_sets import over_data_sets
+from cxrbench.leaderboard.site import figures
 from cxrbench.leaderboard.site.output import Output
 from cxrbench.leaderboard.site.runs import write_run
 from cxrbench.leaderboard.site.tasks import write_task
@@ -95,11 +97,15 @@ def _write_pages(out: Output, tables: Sequence[Table]) -> None:
                 write_run(out, table, row, record, path)
         entries.append((path, table))
     pictures = out.galleries
+    over = over_data_sets(tables)
+    drawable = over is not None and over.groups is not None
     out.page(
         "index.html",
         "index.html",
         title="Leaderboards",
         entries=entries,
+        over=over,
+        over_figure=out.figure("data-sets", figures.critical_difference, over) if drawable else "",
         without_full=pictures.without_full,
         without_thumb=pictures.without_thumb,
     )

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from cxrbench.leaderboard.collect import Row
+from cxrbench.leaderboard.over_data_sets import OverDataSets
 from cxrbench.leaderboard.site.curves import GRID, LabelCurves, Reliability
 from cxrbench.leaderboard.site.drawing import (
     DASHES,
@@ -150,6 +151,50 @@ def frontier(points: Sequence[tuple[str, float, float]]) -> set[int]:
             for other in points
         )
     }
+
+
+def critical_difference(found: OverDataSets) -> str:
+    """Demšar's diagram: names at their mean ranks, and bars over those that cannot be told apart."""
+    ranks, count = found.mean_ranks, len(found.methods)
+    groups = found.groups or []
+    half = (count + 1) // 2
+    low, high = 1.0, float(count)
+    with axes(7.2, 0.9 + 0.2 * len(groups) + 0.22 * half, left=2.1) as ax:
+        ax.set(xlim=(low - 0.1, high + 0.1), ylim=(-len(groups) * 0.8 - half - 0.6, 0.0))
+        ax.xaxis.tick_top()
+        ax.xaxis.set_major_locator(MaxNLocator(min(count, 10), integer=True))
+        ax.set_yticks([])
+        ax.grid(visible=False)
+        for side in ("left", "bottom"):
+            ax.spines[side].set_visible(False)
+        ax.spines["top"].set_visible(True)
+        for k, (first, last) in enumerate(groups):
+            height = -0.5 - 0.8 * k
+            ax.plot(ranks[[first, last]] + [-0.04, 0.04], [height] * 2, color=INK, linewidth=3.5)
+        for place, (name, rank) in enumerate(zip(found.methods, ranks, strict=True)):
+            left = place < half
+            level = place if left else count - 1 - place
+            height = -0.8 * len(groups) - 0.8 - level
+            edge = low - 0.1 if left else high + 0.1
+            ax.plot([rank, rank, edge], [0, height, height], color=MUTED, linewidth=0.9)
+            ax.annotate(
+                f"{clean(name)} {rank:.2f}", (edge, height), xytext=(-4 if left else 4, 0),
+                textcoords="offset points", ha="right" if left else "left", va="center", fontsize=8,
+                annotation_clip=False,
+            )  # fmt: skip
+        return svg(ax)
+
+
+def recall_reached(reached: Mapping[str, Sequence[float]]) -> str:
+    """Recall on the test part at validation's threshold, a line a row, a mark a label; 0.95 was asked for."""
+    with axes(5.2, 0.95 + 0.27 * len(reached), left=2.0) as ax:
+        ax.axvline(0.95, color=INK, linewidth=1.0, linestyle=":")
+        for place, values in enumerate(reached.values()):
+            ax.plot(values, [place] * len(values), "o", markersize=4.5, color=SERIES[0], alpha=0.6, markeredgewidth=0)  # fmt: skip
+        ax.set_yticks(range(len(reached)), [clean(name) for name in reached])
+        ax.set(xlabel="recall on the test part", ylim=(len(reached) - 0.5, -0.5))
+        ax.grid(visible=False, axis="y")
+        return svg(ax)
 
 
 def learning_curves(epochs: Sequence[float], lines: Mapping[str, Sequence[float]]) -> str:

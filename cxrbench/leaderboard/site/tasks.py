@@ -18,6 +18,7 @@ from cxrbench.leaderboard.site.galleries import Picture
 from cxrbench.leaderboard.site.output import Output
 from cxrbench.leaderboard.site.predictions import Part, read_part
 from cxrbench.leaderboard.site.runs import run_path
+from cxrbench.leaderboard.site.thresholds import transfers
 
 MOST_CURVES = 6  # rows in a figure of curves: more cannot be told apart by eye
 
@@ -52,6 +53,8 @@ def write_task(out: Output, table: Table) -> str:
     path = task_path(table)
     stem = path.removeprefix("tasks/").removesuffix(".html")
     drawn = _drawn(out, table)
+    transferred = transfers(table.rows)
+    reached = {name: list(each.recall.values()) for name, each in transferred.items()}
     out.page(
         path,
         "task.html",
@@ -67,6 +70,8 @@ def write_task(out: Output, table: Table) -> str:
         most_curves=MOST_CURVES,
         replicates=curves.REPLICATES,
         calibration=_calibration(table, drawn),
+        transfers=transferred,
+        transfer_figure=out.figure(f"{stem}-thresholds", figures.recall_reached, reached) if reached else "",
         subgroups={name: found for name, parts in drawn.parts.items() if (found := subgroups.splits(parts))},
         costs=_cost_figures(out, table, stem),
         galleries=_galleries(out, table),
