@@ -47,16 +47,18 @@ def clean(text: object, longest: int = LONGEST) -> str:
 
 
 @contextmanager
-def axes(width: float = 4.2, height: float = 3.2, *, left: float = 0.62) -> Iterator[Axes]:
-    """Axes in a figure of so many inches, `left` of them for the labels of the vertical axis."""
+def axes(
+    width: float = 4.2, height: float = 3.2, *, left: float = 0.62, right: float = 0.12
+) -> Iterator[Axes]:
+    """Axes in a figure of so many inches, `left` and `right` of them for what is written beside."""
     with rc_context(STYLE):
-        yield _new(width, height, left)
+        yield _new(width, height, left, right)
 
 
-def _new(width: float, height: float, left: float) -> Axes:
+def _new(width: float, height: float, left: float, right: float = 0.12) -> Axes:
     figure = Figure(figsize=(width, height))
     return figure.add_axes(
-        (left / width, 0.5 / height, 1 - (left + 0.12) / width, 1 - 0.85 / height)
+        (left / width, 0.5 / height, 1 - (left + right) / width, 1 - 0.85 / height)
     )
 
 

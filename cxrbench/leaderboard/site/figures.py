@@ -159,7 +159,7 @@ def critical_difference(found: OverDataSets) -> str:
     groups = found.groups or []
     half = (count + 1) // 2
     low, high = 1.0, float(count)
-    with axes(7.2, 0.9 + 0.2 * len(groups) + 0.22 * half, left=2.1) as ax:
+    with axes(8.2, 0.9 + 0.2 * len(groups) + 0.22 * half, left=2.4, right=2.4) as ax:
         ax.set(xlim=(low - 0.1, high + 0.1), ylim=(-len(groups) * 0.8 - half - 0.6, 0.0))
         ax.xaxis.tick_top()
         ax.xaxis.set_major_locator(MaxNLocator(min(count, 10), integer=True))
