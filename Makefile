@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A process a core, each with one thread; the tests of a file share what they build.
+PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
+ALONE := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup bench test test-all lint format type lock clean
@@ -20,10 +23,10 @@ bench: $(READY) ## run benchmarks/quick.yaml on drawn films: no download, CPU is
 	$(BIN)/cxrbench bench benchmarks/quick.yaml --gpus 0
 
 test: $(READY) ## run the tests (the slow ones are left out)
-	$(BIN)/python -m pytest
+	$(ALONE) $(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(READY) ## run all tests, the slow ones too
-	CXRBENCH_SLOW=1 $(BIN)/python -m pytest
+	CXRBENCH_SLOW=1 $(ALONE) $(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(READY) ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

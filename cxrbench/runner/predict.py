@@ -27,7 +27,7 @@ def predict_parts(
     module.eval().to(device)
     frames, images, started = [], 0, time.monotonic()
     for part in ("test",) if stage.data.external else ("val", "test"):
-        rows, probabilities = _predict(module, data, part, device)
+        rows, probabilities = predict_rows(module, data, part, device)
         frames.append(_frame(data, rows, probabilities, stage, part))
         images += len(rows)
     seconds = time.monotonic() - started
@@ -44,9 +44,10 @@ def predict_parts(
     }
 
 
-def _predict(
+def predict_rows(
     module: Method, data: CxrDataModule, part: str, device: str
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """(rows of the index [N], probabilities [N, K]) of a part; `module` is on the device, in evaluation mode."""
     loader = data.evaluation_dataloader(part, module.params.recipe.test_view)
     rows, probabilities = [], []
     with torch.inference_mode(), _autocast(module.params.recipe.precision, device):
