@@ -1,7 +1,5 @@
 """leaderboard and publish."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +11,7 @@ from cxrbench.core.store import Store
 
 if TYPE_CHECKING:
     from cxrbench.core.record import Record
-    from cxrbench.leaderboard.rows import Row, Table
+    from cxrbench.leaderboard.rows import Table
 
 RESULTS = Path("benchmarks/results")
 METHOD, FOLDED = 1, 32
@@ -54,7 +52,7 @@ def leaderboard(
     ] = False,
     as_json: common.Json = False,
 ) -> None:
-    """Rank the records: a table here, LEADERBOARD.md and leaderboard.csv on disk, pages on request."""
+    """Rank the records: a table here; Markdown, CSV, LaTeX, Parquet and JSON on disk; pages on request."""
     from cxrbench.core.errors import MissingInputError, UsageError
     from cxrbench.core.record import read_records
 
@@ -72,7 +70,9 @@ def leaderboard(
         )
     tables = rank(records, store)
     if as_json:
-        print(_json(tables, excluded))
+        from cxrbench.leaderboard.export.document import to_json
+
+        print(to_json(tables, excluded), end="")
         return
     show_tables(tables, excluded, out or store.root / "leaderboard")
     if html or serve:
@@ -103,25 +103,14 @@ def write_pages(
     return first
 
 
-def _json(tables: "list[Table]", excluded: list[str]) -> str:
-    shown = [{**asdict(table), "rows": [_row_json(row) for row in table.rows]} for table in tables]
-    value = {"tables": shown, "excluded": excluded}
-    return json.dumps(value, indent=1, ensure_ascii=False, default=lambda model: model.model_dump())
-
-
-def _row_json(row: "Row") -> dict[str, object]:
-    value = asdict(row)
-    value["records"] = [record.id for record in row.records]
-    return value
-
-
 def show_tables(tables: "list[Table]", excluded: list[str], folder: Path) -> None:
     """Print the tables and write their files."""
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    from cxrbench.leaderboard.markdown import HEADER, cells, floor_line, write_tables
+    from cxrbench.leaderboard.files import write_tables
+    from cxrbench.leaderboard.markdown import HEADER, cells, floor_line
 
     files = write_tables(tables, excluded, folder)
     console = Console()

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from cxrbench.core.digest import digest
 from cxrbench.leaderboard.collect import BASELINES, Row, Table
 from cxrbench.leaderboard.markdown import floor_line
 from cxrbench.leaderboard.predictions import predictions_in
@@ -34,9 +33,7 @@ class Drawn:
 def task_path(table: Table) -> str:
     """Where a task's page lies below the site: readable, and its own for each table."""
     words = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")[:60]
-    same = [table.title, table.labels, table.rows[0].records[0].dataset_params]
-    same.append(table.rows[0].records[0].revision)
-    return f"tasks/{words}-{digest(same)[:8]}.html"
+    return f"tasks/{words}-{table.identity[:8]}.html"
 
 
 def write_task(out: Output, table: Table) -> str:
