@@ -32,6 +32,7 @@ EXPENDABLE = (
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command()(leaderboard)
+    app.command()(report)
     app.command()(publish)
 
 
@@ -150,6 +151,33 @@ def _columns_that_fit(rows: list[list[str]], width: int) -> list[int]:
             break
         kept = [i for i in kept if header[i] != name]
     return kept
+
+
+def report(
+    folder: Annotated[
+        Path | None, typer.Option("--records", help="Records to read. (default: the store's)")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the files go. (default: the store's report/)")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Only this method.")] = None,
+) -> None:
+    """Write a model card a method, and CLAIM 2024 and TRIPOD+AI checklists, filled from the records."""
+    from cxrbench.core.errors import MissingInputError
+    from cxrbench.core.record import read_records
+    from cxrbench.leaderboard.report.write import write_report
+
+    store = Store.default()
+    source = folder or store.root / "records"
+    records, excluded = read_records(source)
+    if not records:
+        raise MissingInputError(
+            f"{source}: no record; `cxrbench run` and `cxrbench bench` leave some"
+        )
+    for path in write_report(
+        rank(records, store), excluded, out or store.root / "report", store, method
+    ):
+        print(path)
 
 
 def publish(

@@ -182,6 +182,16 @@ def reliability(folds: Sequence[Part], label: int) -> Reliability | None:
     )  # fmt: skip
 
 
+def mean_calibration(folds: Sequence[Part], labels: int) -> tuple[float, float, float] | None:
+    """(expected calibration error, Brier score, the prevalence's Brier score), means over labels."""
+    found = [reliability(folds, k) for k in range(labels)]
+    known = [(each.ece, each.brier, each.brier_of_prevalence) for each in found if each]
+    if not known:
+        return None
+    ece, brier, of_prevalence = np.mean(known, axis=0)
+    return float(ece), float(brier), float(of_prevalence)
+
+
 def _pooled(
     folds: Sequence[Part], label: int
 ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.intp], int]:

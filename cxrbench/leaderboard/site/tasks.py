@@ -119,14 +119,8 @@ def _label_figures(out: Output, table: Table, drawn: Drawn, stem: str) -> list[d
 
 def _calibration(table: Table, drawn: Drawn) -> list[tuple[str, ...]]:
     """(row, expected calibration error, Brier score, the prevalence's Brier score), means over labels."""
-    rows = []
-    for name, parts in drawn.parts.items():
-        found = [curves.reliability(parts, k) for k in range(len(table.labels))]
-        known = [each for each in found if each is not None]
-        if known:
-            values = [(each.ece, each.brier, each.brier_of_prevalence) for each in known]
-            rows.append((name, *(f"{value:.4f}" for value in np.mean(values, axis=0))))
-    return rows
+    found = {n: curves.mean_calibration(p, len(table.labels)) for n, p in drawn.parts.items()}
+    return [(name, *(f"{value:.4f}" for value in each)) for name, each in found.items() if each]
 
 
 def _fold_figure(out: Output, table: Table, stem: str) -> str:
