@@ -117,11 +117,9 @@ MEANS = (
 BOOTSTRAP = "Intervals of single runs: percentiles of {replicates:,} resamples of whole patients, {level:g} %."
 OVER_RUNS = "± is the standard deviation over {runs} runs (folds and seeds)."
 BY_PATIENT = "Parts are disjoint by patient: a split assigns patients, never images, so a patient in two parts cannot be written."
-ON_VALIDATION = "Epochs and thresholds are chosen on the validation part alone; test images are scored once, at the end."
+ON_VALIDATION = "The epoch is chosen on the validation part; test images have no say in a training."
 ONE_MODEL = "No ensemble: each fold and seed has one model, scored by itself."
-EARLIER = (
-    "Retrospective: images and labels had been collected before; nobody was recruited for this."
-)
+EARLIER = "Images and labels had been collected before any training."
 NOT_A_DEVICE = (
     "Research software. This model is not a medical device: it must not be used to diagnose, to triage or to treat, nor "
     "to judge readers, and no regulator has seen it."

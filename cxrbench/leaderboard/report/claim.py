@@ -21,13 +21,13 @@ CLAIM = Guideline(
             Item("4", "Aims", "What are the aims and hypotheses?", (model.goal,), "Which hypotheses were stated beforehand?"),
         ],
         "Methods: design": [
-            Item("5", "Prospective or retrospective", "Were data collected for this study, or before it?", (data.design,)),
+            Item("5", "Prospective or retrospective", "Were data collected for this study, or before it?", (data.design,), "Were they collected for this study (prospective) or for other ends (retrospective)?"),
             Item("6", "Goal of the study", "What is the study to show?", (model.goal,), "Is it feasibility, development, or proof of a benefit?"),
         ],
         "Methods: data": [
             Item("7", "Sources of data", "Where do the images come from?", (data.sources,), "Which hospitals, countries and years?"),
             Item("8", "Inclusion and exclusion", "Who was included and excluded, and why?", (data.excluded,), "By what criteria did the data set's makers choose patients?"),
-            Item("9", "Preprocessing", "How were images prepared?", (data.preprocessing,)),
+            Item("9", "Preprocessing", "How were images prepared?", (data.preprocessing,), "How are grey values scaled before the network?"),
             Item("10", "Subsets", "Was a part of images or labels chosen, and how?", (data.subsets,)),
             Item("11", "De-identification", "How were the data de-identified, and by whom?"),
             Item("12", "Missing data", "How were missing data handled?", (data.missing,)),
@@ -48,10 +48,10 @@ CLAIM = Guideline(
             Item("21", "Intended sample size", "How was the size of the test set decided?", (data.test_size,), "Why is this size enough?"),
         ],
         "Methods: model": [
-            Item("22", "Description of the model", "Which network, inputs and outputs?", (model.model,)),
+            Item("22", "Description of the model", "Which network, inputs and outputs?", (model.model,), "A table or figure of the layers, where the cited paper is not enough."),
             Item("23", "Software", "Which libraries and versions?", (model.software,)),
             Item("24", "Initial parameters", "From which weights did training start?", (model.weights,)),
-            Item("25", "Training", "How was it trained: augmentation, optimiser, schedule, loss?", (model.training, model.hardware)),
+            Item("25", "Training", "How was it trained: augmentation, optimiser, schedule, loss?", (model.training, model.hardware), "Which loss?"),
             Item("26", "Choice of the final model", "How was the final model chosen?", (model.selection,)),
             Item("27", "Ensembling", "Are several models combined?", (model.ensembling,)),
         ],
@@ -70,7 +70,7 @@ CLAIM = Guideline(
         ],
         "Results: model": [
             Item("37", "Performance", "What is the performance on all partitions, with its uncertainty?", (model.results, model.calibration)),
-            Item("38", "Diagnostic accuracy and its precision", "What are the estimates with 95 % intervals?", (model.results,)),
+            Item("38", "Diagnostic accuracy and its precision", "What are the estimates with 95 % intervals?", (model.accuracy,)),
             Item("39", "Failures", "Which cases does it get wrong, and why?", (model.fairness,), "Which single cases fail, and what do they have in common?"),
         ],
         "Discussion": [

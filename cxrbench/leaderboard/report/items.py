@@ -8,6 +8,7 @@ from typing import Literal
 from cxrbench.leaderboard.report.subject import Subject
 
 State = Literal["filled", "in part", "open"]
+LETTERS = "abcdefgh"
 Facts = Callable[[Subject], list[str]]
 
 
@@ -41,6 +42,11 @@ class Answer:
         return "in part" if self.item.rest else "filled"
 
     @property
+    def number(self) -> str:
+        """The item's number without the letter of a part."""
+        return self.item.number.rstrip(LETTERS)
+
+    @property
     def question(self) -> str:
         """What the authors have to say; empty where records say it all."""
         return {"open": self.item.ask, "in part": self.item.rest, "filled": ""}[self.state]
@@ -62,11 +68,33 @@ class Guideline:
         }  # fmt: skip
 
 
-def count(answers: dict[str, list[Answer]]) -> dict[State, int]:
+@dataclass(frozen=True)
+class Count:
+    """How many items there are by state; `parts` and `parts_filled` count lettered parts by themselves."""
+
+    filled: int
+    in_part: int
+    open: int
+    parts: int
+    parts_filled: int
+
+    @property
+    def items(self) -> int:
+        """All items."""
+        return self.filled + self.in_part + self.open
+
+
+def count(answers: dict[str, list[Answer]]) -> Count:
     """Items by state; an item of several parts is filled when all are, and open when all are."""
-    counts: dict[State, int] = {"filled": 0, "in part": 0, "open": 0}
     every = [answer for section in answers.values() for answer in section]
-    for _, parts in groupby(every, key=lambda answer: answer.item.number.rstrip("abcdefgh")):
-        states = {answer.state for answer in parts}
-        counts[states.pop() if len(states) == 1 else "in part"] += 1
-    return counts
+    states: list[State] = []
+    for _, parts in groupby(every, key=lambda answer: answer.number):
+        found = {answer.state for answer in parts}
+        states.append(found.pop() if len(found) == 1 else "in part")
+    return Count(
+        states.count("filled"),
+        states.count("in part"),
+        states.count("open"),
+        len(every),
+        sum(answer.state == "filled" for answer in every),
+    )

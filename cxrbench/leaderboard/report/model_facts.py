@@ -1,5 +1,6 @@
 """What records say of models, trainings and results: lists of sentences, empty where they say nothing."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from cxrbench.leaderboard.labels import label_counts, label_values
@@ -29,9 +30,14 @@ METRICS = (("auc", "AUC"), ("pr_auc", "PR-AUC"), ("precision_at_95_recall", "P@9
 
 def goal(s: Subject) -> list[str]:
     """What was done."""
+    labels, others = len(s.table.labels), len(s.table.rows) - 1
+    beside = (
+        f", beside {others} other{'s' if others > 1 else ''} on the same test images"
+        if others
+        else ""
+    )
     return [
-        f"A classifier of {len(s.table.labels)} label{'s' if len(s.table.labels) > 1 else ''} of chest radiographs "
-        f"is developed and evaluated, and compared with {len(s.table.rows) - 1} others on the same test images."
+        f"A classifier of {labels} label{'s' if labels > 1 else ''} of chest radiographs is developed and evaluated{beside}."
     ]
 
 
@@ -41,17 +47,26 @@ def model(s: Subject) -> list[str]:
     stages = " → ".join(
         f"{stage.kind} {stage.name} (version {stage.version})" for stage in record.stages
     )
-    parameters = record.cost.get("parameters")
-    plain = {k: v for k, v in record.params.items() if not isinstance(v, dict)}
+    sizes = [f"{f.name} {show(f.facts['parameters'])}" for f in s.fits if "parameters" in f.facts]
+    plain = dict(_settings(record.params))
     return [
         f"{record.method} version {record.method_version}, preset {record.preset}"
         + (f": {s.summary}" if s.summary else "."),
         *([f"After: {record.paper}."] if record.paper else []),
-        *([f"{parameters:,} parameters."] if isinstance(parameters, int) else []),
+        *([f"Parameters: {', '.join(sizes)}."] if sizes else []),
         "Input: one grey image; output: a probability for each label.",
         *([f"Settings: {show(plain)}."] if plain else []),
         *([f"Stages: {stages}."] if stages else []),
     ]
+
+
+def _settings(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Parameters besides the recipes, by dotted names."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and key != "recipe":
+            yield from _settings(value, f"{above}{key}.")
+        elif key != "recipe":
+            yield above + key, value
 
 
 def changes(s: Subject) -> list[str]:
@@ -158,6 +173,9 @@ def results(s: Subject) -> list[str]:
     """Macro means with their uncertainty, place and differences."""
     row = s.row
     found = [f"{title} {number(row.values[key])}." for key, title in METRICS if row.values.get(key)]
+    drop = row.values.get("validation_minus_test_auc")
+    if drop:
+        found.append(f"Validation AUC minus test AUC {number(drop, signed=True)}.")
     if row.auc_interval:
         low, high = row.auc_interval
         found.append(f"95 % interval of the mean AUC: {low:.3f} to {high:.3f}.")
@@ -172,6 +190,13 @@ def results(s: Subject) -> list[str]:
     if undefined:
         found.append(f"Without both classes in a test part, so in no mean: {show(undefined)}.")
     return found
+
+
+def accuracy(s: Subject) -> list[str]:
+    """AUC of every label with an interval over patients or a deviation over runs; empty without any."""
+    values = {label: label_values(s.row, label)["auc"] for label in s.table.labels}
+    precise = {k: v for k, v in values.items() if v and (v.interval or v.sd is not None)}
+    return [f"AUC of {label}: {number(value)}." for label, value in precise.items()]
 
 
 def per_label(s: Subject) -> list[tuple[str, str, str, str, str, str]]:

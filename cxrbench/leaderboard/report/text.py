@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 TEMPLATES = Path(__file__).with_name("templates")
 # What opens a heading, a list, a quotation or a rule at the start of a line.
-OPENS = re.compile(r"^(?:([#+>=-])|(\d{1,9})([.)]))")
+OPENS = re.compile(r"^(?:([#+=-])(?=[\s#+=-]|$)|(\d{1,9})([.)])(?=\s|$))")
 # An underscore between letters is a plain one.
 MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 

@@ -11,7 +11,7 @@ from cxrbench.core.store import Store, write_atomic
 from cxrbench.leaderboard.markdown import number
 from cxrbench.leaderboard.report import data_facts, model_facts
 from cxrbench.leaderboard.report.claim import CLAIM
-from cxrbench.leaderboard.report.items import State, count
+from cxrbench.leaderboard.report.items import Count, count
 from cxrbench.leaderboard.report.subject import Subject
 from cxrbench.leaderboard.report.text import Markdown, render
 from cxrbench.leaderboard.report.tripod import TRIPOD
@@ -84,7 +84,7 @@ def _elsewhere(
     ]
 
 
-def _checklist(subject: Subject) -> tuple[str, list[dict[State, int]]]:
+def _checklist(subject: Subject) -> tuple[str, list[Count]]:
     sheets = [(guideline, guideline.answers(subject)) for guideline in GUIDELINES]
     counts = [count(answers) for _, answers in sheets]
     names = [guideline.name for guideline in GUIDELINES]
@@ -107,9 +107,7 @@ def _card(method: str, subjects: list[Subject]) -> str:
     )
 
 
-def _index(
-    entries: Sequence[tuple[Subject, list[dict[State, int]]]], excluded: Sequence[str]
-) -> str:
+def _index(entries: Sequence[tuple[Subject, list[Count]]], excluded: Sequence[str]) -> str:
     return render(
         "index.md",
         entries=entries,
