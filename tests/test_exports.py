@@ -226,6 +226,7 @@ def test_what_has_no_letter_shows_its_number() -> None:
     assert escape("é") == r"\'{e}"
     assert escape("ï") == r"\"{\i}"
     assert escape("a--b") == "a-{}-b"
+    assert escape("[*]") == "{[}{*}{]}"
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no TeX here")

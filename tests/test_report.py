@@ -279,8 +279,9 @@ def test_a_test_elsewhere_fills_external_testing(
     }  # fmt: skip
     stages = [stage.model_dump() for stage in home.stages[:1]]
     other = make_record(0.71, folds=1, labels=LABELS, tested_on=away, stages=stages)
+    more = [*stages, {**stages[0], "digest": "8" * 64}]  # another model that shares a training
     unrelated = make_record(
-        0.99, folds=1, labels=LABELS, tested_on={**away, "split": "x"}, stages=[]
+        0.99, folds=1, labels=LABELS, tested_on={**away, "split": "x"}, stages=more
     )
     files = report(store, [home, other, unrelated], tmp_path)
     (at_home,) = [t for n, t in files.items() if "checklist" in n and f"digest {'5' * 64}" in t and "This is one" not in t]  # fmt: skip
@@ -289,6 +290,13 @@ def test_a_test_elsewhere_fills_external_testing(
     assert "AUC 0.7100" in text
     assert "0.99" not in text
     assert any("trained on kermany, tested on chexpert" in text for text in files.values())
+
+
+def test_a_reader_of_another_version_says_nothing_of_the_data(
+    store: Store, make_record: Make, tmp_path: Path
+) -> None:
+    card = only(report(store, [whole(store, make_record, dataset_version=99)], tmp_path), "card")
+    assert "mendeley" not in card
 
 
 def test_phantoms_and_doubts_stand_among_the_limits(

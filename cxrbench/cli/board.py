@@ -1,4 +1,4 @@
-"""leaderboard and publish."""
+"""leaderboard, report and publish."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -71,17 +71,19 @@ def _subjects(tables: Sequence[Table], store: Store) -> list[Subject]:
 def _elsewhere(
     pairs: Sequence[tuple[Table, Row]], table: Table, row: Row
 ) -> list[tuple[Table, Row]]:
-    """Rows of the same models, tested on other data: what the trainings had in common is the same."""
-    trained = {stage.digest for r in row.records for stage in r.stages if stage.kind == "fit"}
+    """Rows of the very same models, all their trainings alike, tested on other data."""
+    models = _models(row)
     return [
         (other, each)
         for other, each in pairs
-        if other is not table
-        and other.tested_on is not None
-        and trained
-        & {stage.digest for r in each.records for stage in r.stages if stage.kind == "fit"}
-        and each.method == row.method
+        if other is not table and other.tested_on is not None and models & _models(each)
     ]
+
+
+def _models(row: Row) -> set[frozenset[str]]:
+    """The trainings of each run, by digest."""
+    runs = [frozenset(s.digest for s in r.stages if s.kind == "fit") for r in row.records]
+    return {run for run in runs if run}
 
 
 def _checklist(subject: Subject) -> tuple[str, list[Count]]:
