@@ -70,39 +70,47 @@ def _floats(table: Table) -> Iterator[str]:
 
 
 def _float(table: Table, rows: list[Row], continued: bool, last: bool) -> str:
+    letters = _letters(table)
+    label = [] if continued else [rf"\label{{tab:cxrbench-{table.identity[:8]}}}"]
+    notes = [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", _notes(table, letters),
+             r"\end{minipage}"]  # fmt: skip
+    lines = [
+        r"\begin{table}[htbp]",
+        r"\centering",
+        rf"\caption{{{_caption(table, continued)}}}",
+        *label,
+        r"\smallskip",
+        # Shrunk where it is wider than the text, never enlarged.
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        *_tabular(table, rows, letters, floor=last),
+        "}",
+        *(notes if last else []),
+        r"\end{table}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _tabular(
+    table: Table, rows: list[Row], letters: dict[str, str], *, floor: bool
+) -> Iterator[str]:
+    """The lines of a table's body; the last float of a table ends with the constant classifier."""
     baselines = [name for name in BASELINES if any(r.comparisons.get(name) for r in table.rows)]
     papers = any(row.paper for row in table.rows)
     heads = ["", "Method", "Folds", *(title for _, title in METRICS)]
     heads += [rf"$\Delta$ {escape(name)}" for name in baselines] + ["Paper's AUC"] * papers
     long = max(len(row.name) for row in table.rows) > LONG_NAME
     method, ragged = (r"p{0.45\linewidth}", r"\raggedright ") if long else ("l", "")
-    letters = _letters(table)
-    lines = [
-        r"\begin{table}[htbp]",
-        r"\centering",
-        rf"\caption{{{_caption(table, continued)}}}",
-        *([] if continued else [rf"\label{{tab:cxrbench-{table.identity[:8]}}}"]),
-        r"\smallskip",
-        # Shrunk where it is wider than the text, never enlarged.
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{@{{}}r{method}c{'l' * (len(heads) - 3)}@{{}}}}",
-        r"\toprule",
-        " & ".join(heads) + r" \\",
-        r"\midrule",
-    ]
+    yield rf"\begin{{tabular}}{{@{{}}r{method}c{'l' * (len(heads) - 3)}@{{}}}}"
+    yield from (r"\toprule", " & ".join(heads) + r" \\", r"\midrule")
     for row in rows:
         cells = [_place(row), ragged + _name(row, letters), f"{row.done}/{row.folds}"]
         cells += [_metric(row, metric) for metric, _ in METRICS]
-        cells += [_difference(row, name) for name in baselines]
-        cells += [_paper(row)] * papers
-        lines.append(" & ".join(cells) + r" \\")
-    if last:
-        lines += [r"\midrule", _floor(table, len(heads))]
-    lines += [r"\bottomrule", r"\end{tabular}}"]
-    if last:
-        lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
-        lines += [_notes(table, letters), r"\end{minipage}"]
-    return "\n".join([*lines, r"\end{table}", ""])
+        cells += [_difference(row, name) for name in baselines] + [_paper(row)] * papers
+        yield " & ".join(cells) + r" \\"
+    if floor:
+        yield from (r"\midrule", _floor(table, len(heads)))
+    yield from (r"\bottomrule", r"\end{tabular}%")
 
 
 def _caption(table: Table, continued: bool) -> str:
