@@ -16,14 +16,8 @@ from cxrbench.core.errors import DataError
 from cxrbench.core.record import Record, read_record, read_records, write_record
 from cxrbench.core.store import Store, write_json
 from cxrbench.leaderboard.collect import Table, collect
-from cxrbench.leaderboard.markdown import (
-    HEADER,
-    cells,
-    pairs_to_csv,
-    to_csv,
-    to_markdown,
-    write_tables,
-)
+from cxrbench.leaderboard.files import write_tables
+from cxrbench.leaderboard.markdown import HEADER, cells, pairs_to_csv, to_csv, to_markdown
 from cxrbench.runner.publish import publish
 
 Make = Callable[..., Record]
@@ -392,7 +386,8 @@ def test_the_csv_has_what_the_statistics_say(make_record: Make) -> None:
 
 def test_files_are_written_together(tmp_path: Path, make_record: Make) -> None:
     paths = write_tables(collect([make_record(0.8)]), ["x: torn"], tmp_path / "board")
-    names = ["LEADERBOARD.md", "leaderboard.csv", "pairwise.csv"]
+    names = ["LEADERBOARD.md", "leaderboard.csv", "pairwise.csv", "leaderboard.tex",
+             "leaderboard.parquet", "leaderboard.json"]  # fmt: skip
     assert [path.name for path in paths] == names
     assert "- x: torn" in paths[0].read_text()
     assert paths[1].read_text().startswith("dataset,split,")

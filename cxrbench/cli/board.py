@@ -1,8 +1,6 @@
-"""leaderboard and publish."""
+"""leaderboard, report and publish."""
 
-import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +12,7 @@ from cxrbench.core.store import Store
 
 if TYPE_CHECKING:
     from cxrbench.core.record import Record
-    from cxrbench.leaderboard.rows import Row, Table
+    from cxrbench.leaderboard.rows import Table
 
 RESULTS = Path("benchmarks/results")
 METHOD, FOLDED = 1, 32
@@ -36,6 +34,7 @@ EXPENDABLE = (
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command()(leaderboard)
+    app.command()(report)
     app.command()(publish)
 
 
@@ -56,7 +55,7 @@ def leaderboard(
     ] = False,
     as_json: common.Json = False,
 ) -> None:
-    """Rank the records: a table here, LEADERBOARD.md and leaderboard.csv on disk, pages on request."""
+    """Rank the records: a table here; Markdown, CSV, LaTeX, Parquet and JSON on disk; pages on request."""
     from cxrbench.core.errors import MissingInputError, UsageError
     from cxrbench.core.record import read_records
 
@@ -74,7 +73,9 @@ def leaderboard(
         )
     tables = rank(records, store)
     if as_json:
-        print(_json(tables, excluded))
+        from cxrbench.leaderboard.export.document import to_json
+
+        print(to_json(tables, excluded), end="")
         return
     show_tables(tables, excluded, out or store.root / "leaderboard")
     if html or serve:
@@ -110,25 +111,14 @@ def _processes(runs: int) -> int:
     return max(1, min(os.cpu_count() or 1, MOST_PROCESSES, runs // RUNS_A_PROCESS))
 
 
-def _json(tables: "list[Table]", excluded: list[str]) -> str:
-    shown = [{**asdict(table), "rows": [_row_json(row) for row in table.rows]} for table in tables]
-    value = {"tables": shown, "excluded": excluded}
-    return json.dumps(value, indent=1, ensure_ascii=False, default=lambda model: model.model_dump())
-
-
-def _row_json(row: "Row") -> dict[str, object]:
-    value = asdict(row)
-    value["records"] = [record.id for record in row.records]
-    return value
-
-
 def show_tables(tables: "list[Table]", excluded: list[str], folder: Path) -> None:
     """Print the tables and write their files."""
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    from cxrbench.leaderboard.markdown import HEADER, cells, floor_line, write_tables
+    from cxrbench.leaderboard.files import write_tables
+    from cxrbench.leaderboard.markdown import HEADER, cells, floor_line
 
     files = write_tables(tables, excluded, folder)
     console = Console()
@@ -168,6 +158,33 @@ def _columns_that_fit(rows: list[list[str]], width: int) -> list[int]:
             break
         kept = [i for i in kept if header[i] != name]
     return kept
+
+
+def report(
+    folder: Annotated[
+        Path | None, typer.Option("--records", help="Records to read. (default: the store's)")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the files go. (default: the store's report/)")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Only this method.")] = None,
+) -> None:
+    """Write a model card a method, and CLAIM 2024 and TRIPOD+AI checklists, filled from the records."""
+    from cxrbench.core.errors import MissingInputError
+    from cxrbench.core.record import read_records
+    from cxrbench.leaderboard.report.write import write_report
+
+    store = Store.default()
+    source = folder or store.root / "records"
+    records, excluded = read_records(source)
+    if not records:
+        raise MissingInputError(
+            f"{source}: no record; `cxrbench run` and `cxrbench bench` leave some"
+        )
+    for path in write_report(
+        rank(records, store), excluded, out or store.root / "report", store, method
+    ):
+        print(path)
 
 
 def publish(

@@ -7,7 +7,6 @@ that both methods have of method minus baseline.
 
 from collections import defaultdict
 from collections.abc import Iterable
-from statistics import mean, stdev
 from typing import Any
 
 from cxrbench.core.digest import canonical_json, digest
@@ -45,11 +44,12 @@ def collect(records: Iterable[Record], predictions: Reader | None = None) -> lis
         }
         tables[digest(same)].append(record)
     return sorted(
-        (_table(group, predictions) for group in tables.values()), key=lambda table: table.title
+        (_table(group, predictions, identity) for identity, group in tables.items()),
+        key=lambda table: (table.title, table.identity),
     )
 
 
-def _table(records: list[Record], predictions: Reader | None) -> Table:
+def _table(records: list[Record], predictions: Reader | None, identity: str) -> Table:
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         key: list[Any] = [record.method, record.method_version, record.preset]
@@ -82,6 +82,7 @@ def _table(records: list[Record], predictions: Reader | None) -> Table:
         tested_on=first.tested_on,
         pairwise=pairwise,
         notes=notes,
+        identity=identity,
     )
 
 
@@ -150,7 +151,7 @@ def _row(records: list[Record]) -> Row:
     first = records[0]
     row = Row(first.method, first.preset, first.changed, records, first.folds)
     for metric in METRICS:
-        row.values[metric] = _value(_by_fold(row, metric), _interval(records, metric))
+        row.values[metric] = Value.over(_by_fold(row, metric), _interval(records, metric))
     return row
 
 
@@ -168,14 +169,6 @@ def _interval(records: list[Record], metric: str) -> tuple[float, float] | None:
         return None
     found = records[0].scores["macro"].get(f"{metric}_interval")
     return (float(found[0]), float(found[1])) if found else None
-
-
-def _value(values: dict[Fold, float], interval: tuple[float, float] | None = None) -> Value | None:
-    if not values:
-        return None
-    numbers = list(values.values())
-    sd = stdev(numbers) if len(numbers) > 1 else None
-    return Value(mean(numbers), sd, len(numbers), interval)
 
 
 def _baseline(name: str, row: Row, rows: list[Row]) -> Row | None:
@@ -199,4 +192,4 @@ def _against(row: Row, baseline: Row | None) -> Value | None:
     if baseline is None or baseline is row:
         return None
     ours, theirs = _by_fold(row, "auc"), _by_fold(baseline, "auc")
-    return _value({fold: ours[fold] - theirs[fold] for fold in ours if fold in theirs})
+    return Value.over({fold: ours[fold] - theirs[fold] for fold in ours if fold in theirs})

@@ -4,10 +4,8 @@ import csv
 import html
 import io
 import re
-from pathlib import Path
 from typing import Any
 
-from cxrbench.core.store import write_atomic
 from cxrbench.leaderboard.compare import Comparison, Verdict
 from cxrbench.leaderboard.ranks import no_diagram
 from cxrbench.leaderboard.rows import BASELINES, METRICS, Row, Table, Value
@@ -256,15 +254,3 @@ def pairs_to_csv(tables: list[Table]) -> str:
             line |= {name: getattr(pair.comparison, name) for name in columns[3:]}
             writer.writerow({key: _safe(value) for key, value in line.items()})
     return text.getvalue()
-
-
-def write_tables(tables: list[Table], excluded: list[str], folder: Path) -> list[Path]:
-    """Write `LEADERBOARD.md`, `leaderboard.csv` and `pairwise.csv` to a folder."""
-    files = {
-        "LEADERBOARD.md": to_markdown(tables, excluded),
-        "leaderboard.csv": to_csv(tables),
-        "pairwise.csv": pairs_to_csv(tables),
-    }
-    for name, text in files.items():
-        write_atomic(folder / name, text.encode())
-    return [folder / name for name in files]

@@ -1,7 +1,9 @@
 """What a leaderboard consists of: tables of rows of values."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import mean, stdev
 from typing import Any
 
 from cxrbench.core.record import ExternalTest, Record
@@ -22,6 +24,17 @@ class Value:
     sd: float | None
     n: int
     interval: tuple[float, float] | None = None
+
+    @classmethod
+    def over(
+        cls, runs: Mapping[Fold, float], interval: tuple[float, float] | None = None
+    ) -> "Value | None":
+        """Mean and standard deviation over runs; None where there are none."""
+        if not runs:
+            return None
+        numbers = list(runs.values())
+        sd = stdev(numbers) if len(numbers) > 1 else None
+        return cls(mean(numbers), sd, len(numbers), interval)
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,7 @@ class Row:
 class Table:
     """Rows on the same images, labels and split.
 
-    pairwise: every two ranked rows. notes: how the table's statistics were computed and what they cannot say.
+    identity: digest of all that its records have in common; titles of two tables may be alike. pairwise: every two ranked rows. notes: how the table's statistics were computed and what they cannot say.
     """
 
     dataset: str
@@ -125,6 +138,7 @@ class Table:
     tested_on: ExternalTest | None = None
     pairwise: list[Pair] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    identity: str = ""
 
     @property
     def title(self) -> str:

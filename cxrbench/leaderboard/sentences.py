@@ -111,3 +111,21 @@ MARKS = {
     "overlap": "overlap: images are known to be in the training and the test data",
     "at the floor": "at the floor: the interval reaches down to what a constant classifier gets",
 }
+
+# --- of a row by itself, in reports
+
+MEANS = (
+    "AUC, PR-AUC (average precision) and precision at 95 % recall (P@95R) are macro means over the labels with both "
+    "classes in the test part. P@95R picks its threshold on the test part; the validation part's threshold, and the "
+    "recall that it then reached, stand beside it."
+)
+BOOTSTRAP = "Intervals of single runs: percentiles of {replicates:,} resamples of whole patients, {level:g} %."
+OVER_RUNS = "± is the standard deviation over {runs} runs (folds and seeds)."
+BY_PATIENT = "Parts are disjoint by patient: a split assigns patients, never images, so a patient in two parts cannot be written."
+ON_VALIDATION = "The epoch is chosen on the validation part; test images have no say in a training."
+ONE_MODEL = "No ensemble: each fold and seed has one model, scored by itself."
+EARLIER = "Images and labels had been collected before any training."
+NOT_A_DEVICE = (
+    "Research software. This model is not a medical device: it must not be used to diagnose, to triage or to treat, nor "
+    "to judge readers, and no regulator has seen it."
+)

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cxrbench.core.errors import ConfigError
+from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.record import Record
+from cxrbench.core.store import Store
 from cxrbench.core.yamlfile import parse_yaml
+from cxrbench.leaderboard.predictions import is_key
 
 FOLDER = "DIR"  # where a reader's own copy of a data set lies
 NEWLINE = " \\\n  "
@@ -21,6 +23,18 @@ class Reproduction:
     command: str
     specification: str
     notes: list[str]
+
+
+def nodes_of(store: Store, record: Record) -> list[dict[str, Any]]:
+    """The run's stages as the store describes them; none where it has them no more."""
+    final = next((stage for stage in record.stages if stage.digest == record.final), None)
+    if final is None or not is_key(final.key) or not store.has(final.key):
+        return []
+    try:
+        nodes = store.meta(final.key).get("nodes")
+    except DataError:
+        return []
+    return [node for node in nodes or [] if isinstance(node, dict) and "data" in node]
 
 
 def reproduction(record: Record, nodes: list[dict[str, Any]]) -> Reproduction:

@@ -188,6 +188,15 @@ def reliability(folds: Sequence[Part], label: int) -> Reliability | None:
     )  # fmt: skip
 
 
+def mean_calibration(found: Sequence[Reliability | None]) -> tuple[float, float, float] | None:
+    """(expected calibration error, Brier score, the prevalence's Brier score), means over labels."""
+    known = [(each.ece, each.brier, each.brier_of_prevalence) for each in found if each]
+    if not known:
+        return None
+    ece, brier, of_prevalence = np.mean(known, axis=0)
+    return float(ece), float(brier), float(of_prevalence)
+
+
 def _pooled(
     folds: Sequence[Part], label: int
 ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.intp], int]:

@@ -6,13 +6,11 @@ import math
 from typing import Any
 
 from cxrbench.core.digest import digest
-from cxrbench.core.errors import DataError
 from cxrbench.core.record import Record, StageRecord
-from cxrbench.core.store import Store
 from cxrbench.leaderboard.collect import Row, Table
 from cxrbench.leaderboard.predictions import is_key
 from cxrbench.leaderboard.site import figures
-from cxrbench.leaderboard.site.command import reproduction
+from cxrbench.leaderboard.site.command import nodes_of, reproduction
 from cxrbench.leaderboard.site.facts import fact_tables, show
 from cxrbench.leaderboard.site.output import Output
 
@@ -34,7 +32,7 @@ def run_path(record: Record) -> str:
 
 def write_run(out: Output, table: Table, row: Row, record: Record, task: str) -> None:
     """Write a run's page; `task` is the path of its task's page."""
-    nodes = _nodes(out.store, record)
+    nodes = nodes_of(out.store, record)
     out.page(
         run_path(record),
         "run.html",
@@ -66,18 +64,6 @@ def write_run(out: Output, table: Table, row: Row, record: Record, task: str) ->
         ],
         provenance=_flat(_shown_provenance(record)),
     )
-
-
-def _nodes(store: Store, record: Record) -> list[dict[str, Any]]:
-    """The run's stages as the store describes them; none where it has them no more."""
-    final = next((stage for stage in record.stages if stage.digest == record.final), None)
-    if final is None or not is_key(final.key) or not store.has(final.key):
-        return []
-    try:
-        nodes = store.meta(final.key).get("nodes")
-    except DataError:
-        return []
-    return [node for node in nodes or [] if isinstance(node, dict) and "data" in node]
 
 
 def _scores(record: Record) -> list[tuple[str, str, str]]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from cxrbench.core.digest import digest
 from cxrbench.leaderboard.collect import BASELINES, Row, Table
 from cxrbench.leaderboard.markdown import floor_line
 from cxrbench.leaderboard.predictions import predictions_in
@@ -43,9 +42,7 @@ class Drawn:
 def task_path(table: Table) -> str:
     """Where a task's page lies below the site: readable, and its own for each table."""
     words = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")[:60]
-    same = [table.title, table.labels, table.rows[0].records[0].dataset_params]
-    same.append(table.rows[0].records[0].revision)
-    return f"tasks/{words}-{digest(same)[:8]}.html"
+    return f"tasks/{words}-{table.identity[:8]}.html"
 
 
 def write_task(out: Output, table: Table) -> str:
@@ -135,14 +132,12 @@ def _label_figures(out: Output, table: Table, drawn: Drawn, stem: str) -> list[d
 
 def _calibration(table: Table, drawn: Drawn) -> list[tuple[str, ...]]:
     """(row, expected calibration error, Brier score, the prevalence's Brier score), means over labels."""
-    rows = []
-    for name in drawn.parts:
-        found = [drawn.reliability(name, k) for k in range(len(table.labels))]
-        known = [each for each in found if each is not None]
-        if known:
-            values = [(each.ece, each.brier, each.brier_of_prevalence) for each in known]
-            rows.append((name, *(f"{value:.4f}" for value in np.mean(values, axis=0))))
-    return rows
+    labels = range(len(table.labels))
+    found = {
+        name: curves.mean_calibration([drawn.reliability(name, k) for k in labels])
+        for name in drawn.parts
+    }
+    return [(name, *(f"{value:.4f}" for value in each)) for name, each in found.items() if each]
 
 
 def _fold_figure(out: Output, table: Table, stem: str) -> str:

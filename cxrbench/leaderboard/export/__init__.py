@@ -1,0 +1,1 @@
+"""Tables as files for papers and programs: LaTeX, Parquet and JSON with a published schema."""
