@@ -197,6 +197,20 @@ def recall_reached(reached: Mapping[str, Sequence[float]]) -> str:
         return svg(ax)
 
 
+def robustness(lines: Mapping[str, Sequence[tuple[float, float]]], unit: str) -> str:
+    """Macro AUC over the level of a disturbance, a line a row."""
+    with axes(3.8, 3.6) as ax:
+        ax.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=":")
+        for k, (name, line) in enumerate(lines.items()):
+            ax.plot(
+                *zip(*line, strict=True), color=SERIES[k], linestyle=DASHES[k], marker=MARKERS[k],
+                markersize=4, label=clean(name),
+            )  # fmt: skip
+        ax.set(xlabel=unit, ylabel="macro AUC")
+        _legend(ax, len(lines))
+        return svg(ax)
+
+
 def learning_curves(epochs: Sequence[float], lines: Mapping[str, Sequence[float]]) -> str:
     """Columns of a training's log over its epochs; what is not finite is a gap."""
     with kept_axes(4.2, 2.7) as ax:

@@ -13,6 +13,7 @@ from cxrbench.leaderboard.predictions import predictions_in
 from cxrbench.leaderboard.sentences import MARKS
 from cxrbench.leaderboard.site import curves, figures, subgroups
 from cxrbench.leaderboard.site.board import heat_map, main_table
+from cxrbench.leaderboard.site.disturbed import disturbed
 from cxrbench.leaderboard.site.galleries import Picture
 from cxrbench.leaderboard.site.output import Output
 from cxrbench.leaderboard.site.predictions import Part, read_part
@@ -70,6 +71,7 @@ def write_task(out: Output, table: Table) -> str:
         transfers=transferred,
         transfer_figure=out.figure(f"{stem}-thresholds", figures.recall_reached, reached) if reached else "",
         subgroups={name: found for name, parts in drawn.parts.items() if (found := subgroups.splits(parts))},
+        **_robustness(out, table, stem),
         costs=_cost_figures(out, table, stem),
         galleries=_galleries(out, table),
         pairs=_pairs(table),
@@ -80,10 +82,9 @@ def write_task(out: Output, table: Table) -> str:
 def _drawn(out: Output, table: Table) -> Drawn:
     """Baselines first, then by rank."""
     read = predictions_in(out.store)
-    rows = sorted(table.rows, key=lambda row: row.method not in BASELINES)
     parts: dict[str, list[Part]] = {}
     missing, left_out = [], 0
-    for row in rows:
+    for row in _baselines_first(table):
         if len(parts) == MOST_CURVES:
             left_out += 1
             continue
@@ -143,6 +144,23 @@ def _calibration(table: Table, drawn: Drawn) -> list[tuple[str, ...]]:
 def _fold_figure(out: Output, table: Table, stem: str) -> str:
     rows = [row for row in table.rows if row.values["auc"] is not None]
     return out.figure(f"{stem}-folds", figures.fold_scatter, rows) if rows else ""
+
+
+def _robustness(out: Output, table: Table, stem: str) -> dict[str, Any]:
+    """Curves of the baselines and the best rows, and what all rows lose."""
+    found = disturbed([] if table.tested_on else table.rows, out.store)
+    shown = [row.name for row in _baselines_first(table) if row.name in found.images][:MOST_CURVES]
+    made = {}
+    for kind, lines in found.lines.items():
+        drawn = {name: lines[name] for name in shown if name in lines}
+        path = f"{stem}-{kind}"
+        made[kind] = out.figure(path, figures.robustness, drawn, found.units[kind])
+    left_out = len(found.images) - len(shown)
+    return {"robust": found, "robust_figures": made, "robust_left_out": left_out}
+
+
+def _baselines_first(table: Table) -> list[Row]:
+    return sorted(table.rows, key=lambda row: row.method not in BASELINES)
 
 
 def _cost_figures(out: Output, table: Table, stem: str) -> list[tuple[str, str]]:
