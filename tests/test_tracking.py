@@ -1,13 +1,11 @@
 """Weights & Biases runs, read back as `wandb sync` would read them."""
 
 import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
+from wandb_files import read_back, values
 
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import DataView, Stage
@@ -19,43 +17,6 @@ VIEW = DataView(
 STAGE = Stage(
     kind="compute", name="windows", target="x:Y", version=1, params={"side": 8}, data=VIEW
 )
-
-
-BLOCK, HEAD = 32768, 7  # of the log format of LevelDB, which wandb writes behind a header as long
-
-
-def messages(data: bytes) -> Iterator[bytes]:
-    """The messages of a run's file: whole (1), or begun (2), gone on with (3) and ended (4)."""
-    assert data[:4] == b":W&B"
-    place, parts = HEAD, b""
-    while place + HEAD <= len(data):
-        if BLOCK - place % BLOCK < HEAD:  # a block's end is filled with zeros
-            place += BLOCK - place % BLOCK
-            continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + HEAD])
-        parts += data[place + HEAD : place + HEAD + length]
-        place += HEAD + length
-        if kind in (1, 4):
-            yield parts
-            parts = b""
-
-
-def read_back(folder: Path) -> list[Any]:
-    """The records of the one offline run below a folder."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    [path] = folder.glob("wandb/offline-run-*/run-*.wandb")
-    return [Record.FromString(message) for message in messages(path.read_bytes())]
-
-
-def values(records: list[Any], kind: str, items: Any) -> dict[str, Any]:
-    """What the records of a kind say, by name; of a nested one by its whole path."""
-    return {
-        item.key or "/".join(item.nested_key): json.loads(item.value_json)
-        for record in records
-        if record.WhichOneof("record_type") == kind
-        for item in items(getattr(record, kind))
-    }
 
 
 @pytest.fixture

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from cxrbench.core.digest import digest
-from cxrbench.core.mirror import Mode, Tell, effective, finish_run, flat, is_uploaded, open_run, project
+from cxrbench.core.mirror import (
+    Mode,
+    Tell,
+    effective,
+    finish_run,
+    flat,
+    is_uploaded,
+    open_run,
+    project,
+)
 from cxrbench.core.record import Record
 from cxrbench.core.redact import redact
 from cxrbench.core.store import Store, read_json, write_json

@@ -2,14 +2,14 @@
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cxrbench import __version__
 from cxrbench.core.digest import digest
 from cxrbench.core.errors import CannotWriteError
-from cxrbench.core.mirror import Mode, Tell, finish_run, open_run
+from cxrbench.core.mirror import Mode, Tell, finish_run, open_run, project
 from cxrbench.core.mirror_record import mirror_records
 from cxrbench.core.provenance import utc_now
 from cxrbench.core.store import Store
@@ -25,8 +25,12 @@ SITE = "leaderboard-site"  # name and type of the artefact
 
 @dataclass(frozen=True)
 class Logged:
-    """What was logged. entity, url: empty offline; folder: of the leaderboard's run."""
+    """What was logged.
 
+    run: the leaderboard's id; folder: its files; entity, url: empty offline; records: runs of records written.
+    """
+
+    run: str
     online: bool
     entity: str
     project: str
@@ -56,12 +60,19 @@ def log_leaderboard(
     for path in sorted(path for path in site.rglob("*") if path.is_file()):
         artefact.add_file(str(path), name=path.relative_to(site).as_posix())
     run.log_artifact(artefact)
-    online, folder = not run.offline, Path(run.dir).parent
-    where = (run.entity or "", run.project_name(), run.url or "") if online else ("", "", "")
+    online = not run.offline
+    logged = Logged(
+        run=run.id,
+        online=online,
+        entity=(run.entity or "") if online else "",
+        project=project(),
+        url=(run.url or "") if online else "",
+        folder=Path(run.dir).parent,
+        records=0,
+    )
     finish_run(run, tell)
     records = [record for table in tables for row in table.rows for record in row.records]
-    written = mirror_records(wandb, records, mode, store, tell)
-    return Logged(online, *where, folder, written)
+    return replace(logged, records=mirror_records(wandb, records, mode, store, tell))
 
 
 def task_name(table: Table) -> str:
