@@ -17,7 +17,7 @@ from wandb_files import config, of_kind, read_back, summary
 from cxrbench.core import mirror
 from cxrbench.core.errors import CannotWriteError, UsageError
 from cxrbench.core.mirror import open_run, sync_command, waiting
-from cxrbench.core.mirror_record import identity, mirror_records, run_id
+from cxrbench.core.mirror_record import COLUMNS, COSTS, identity, mirror_records, run_id
 from cxrbench.core.record import Record, write_record
 from cxrbench.core.store import Store
 from cxrbench.leaderboard.collect import collect
@@ -255,6 +255,11 @@ def holding(text: str, folder: Path) -> list[Path]:
     """The files below a folder in which a text stands."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return [path for path in files if text.encode() in path.read_bytes()]
+
+
+def test_the_document_names_every_column_of_the_run_table() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "wandb.md").read_text()
+    assert [name for name in (*COLUMNS, *COSTS) if f"`{name}`" not in text] == []
 
 
 # --- the leaderboard
