@@ -17,7 +17,7 @@ from wandb_files import config, of_kind, read_back, summary
 from cxrbench.core import mirror
 from cxrbench.core.errors import CannotWriteError, UsageError
 from cxrbench.core.mirror import open_run, sync_command, waiting
-from cxrbench.core.mirror_record import COLUMNS, COSTS, identity, mirror_records, run_id
+from cxrbench.core.mirror_record import COLUMNS, COSTS, identity, mirror_records, redacted, run_id
 from cxrbench.core.record import Record, write_record
 from cxrbench.core.store import Store
 from cxrbench.leaderboard.collect import collect
@@ -116,6 +116,13 @@ def test_a_record_elsewhere_is_another_task_and_says_where(make_record: Make) ->
     assert {"tested-on-chexpert", "view-stn-align"} <= set(away["tags"])
     assert away["config"]["task"] != identity(home)["config"]["task"]
     assert away["config"]["views"] == "stn-align" and away["config"]["tested_on"] == "chexpert"
+
+
+def test_a_label_that_looks_like_a_path_keeps_its_name(make_record: Make) -> None:
+    record = make_record(labels=["Mass /Nodule"], warnings=["see /data/lab/x.csv"])
+    clean = redacted(record)
+    assert (clean.labels, clean.warnings) == (["Mass /Nodule"], ["see .../x.csv"])
+    assert clean.task == record.task
 
 
 def test_records_are_logged_once_and_again_when_their_files_are_gone(

@@ -1,11 +1,12 @@
 """Weights & Biases runs, read back as `wandb sync` would read them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from wandb_files import read_back, values
+from wandb_files import of_kind, read_back, values
 
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import DataView, Stage
@@ -37,7 +38,10 @@ def test_facts_scores_and_pictures_are_in_an_offline_run(artefact: Path, tmp_pat
     records = read_back(tmp_path)
     run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
     assert (run.run_group, run.job_type) == ("sweep", "compute")
-    assert {"windows", "phantom", "fold-2"} <= set(run.tags)
+    assert {"windows", "phantom", "fold-2", "seed-0"} <= set(run.tags)
+    assert not run.host
+    environments = of_kind(records, "environment")
+    assert environments and not any(e.program or e.executable or e.host for e in environments)
     summary = values(records, "summary", lambda record: record.update)
     assert summary["images"] == 12
     assert summary["lungs/covered/mean"] == 0.9
@@ -47,6 +51,16 @@ def test_facts_scores_and_pictures_are_in_an_offline_run(artefact: Path, tmp_pat
     assert logged["gallery/sheet/caption"] == "Windows in red."
     assert logged["gallery/sheet/_type"] == "image-file"
     assert list(tmp_path.glob(f"wandb/offline-run-*/files/{logged['gallery/sheet/path']}"))
+
+
+def test_a_transform_serves_all_folds_and_is_tagged_with_none(
+    artefact: Path, tmp_path: Path
+) -> None:
+    stage = replace(STAGE, kind="transform")
+    log_summary(stage, Execution(wandb="offline"), tmp_path, artefact, {})
+    [run] = of_kind(read_back(tmp_path), "run")
+    assert run.display_name == "transform windows phantom"
+    assert not [tag for tag in run.tags if tag.startswith("fold")]
 
 
 def test_nothing_is_written_when_it_is_off(artefact: Path, tmp_path: Path) -> None:

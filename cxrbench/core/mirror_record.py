@@ -111,7 +111,9 @@ def _ends(column: str, interval: Any) -> dict[str, Any]:
 
 def redacted(record: Record) -> Record:
     """The record without paths of the machine that made it."""
-    return Record.parse(redact(record.model_dump(mode="json")), where=record.id)
+    value = redact(record.model_dump(mode="json"))
+    value["labels"] = record.labels  # scores and predictions are looked up by them
+    return Record.parse(value, where=record.id)
 
 
 def unmirrored(records: Sequence[Record], mode: Mode, store: Store) -> list[Record]:
