@@ -27,8 +27,10 @@ def messages(data: bytes) -> Iterator[bytes]:
 
 def read_back(folder: Path, run: str = "*") -> list[Any]:
     """The records of the one offline run of this id below a folder."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # its service goes on writing for a moment after a run's end
     [path] = folder.glob(f"wandb/offline-run-*-{run}/run-*.wandb")
     return [Record.FromString(message) for message in messages(path.read_bytes())]
 
