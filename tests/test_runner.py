@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from wandb_files import config, of_kind, read_back, summary, values
 
 from cxrbench.core.errors import CxrbenchError
 from cxrbench.core.record import read_records
@@ -233,10 +235,32 @@ def test_unreadable_image_stops_the_run_unless_it_may_be_left_out(tmp_path: Path
     assert done.returncode == 0, done.stderr
     (record,) = json.loads(done.stdout)
     assert any("1 unreadable images left out" in text for text in record["warnings"])
-    # Each stage is a run of its own that can be synced later.
-    kinds = {stage["digest"][:16] for stage in record["stages"]}
-    runs = {path.name[-16:] for path in (tmp_path / "store" / "wandb").glob("offline-run-*")}
-    assert runs == kinds
+    # Each stage is a run of its own that can be synced later, and so is the record.
+    stages = {stage["digest"][:16]: stage for stage in record["stages"]}
+    logged = (tmp_path / "store" / "wandb").glob("offline-run-*")
+    runs = {path.name.split("-", 3)[-1]: path for path in logged}
+    [of_record] = set(runs) - set(stages)
+    assert set(stages) <= set(runs) and of_record.startswith("record-")
+    assert "wandb sync" in done.stderr
+    for digest, stage in stages.items():
+        check_logged_stage(tmp_path / "store", digest, stage)
+
+
+def check_logged_stage(store: Path, digest: str, stage: dict[str, Any]) -> None:
+    """Its group, tags, config and summary; of a training the curves, too."""
+    back = read_back(store, digest)
+    [run] = of_kind(back, "run")
+    assert (run.run_group, run.job_type) == ("run-small", stage["kind"])
+    assert {stage["name"], "table", "holdout", "fold-0", "seed-0"} <= set(run.tags)
+    assert config(back)["stage"] == stage["key"]
+    assert not run.host and not any(r.program for r in of_kind(back, "environment"))
+    shown = summary(back)
+    if stage["kind"] == "fit":
+        assert shown["best_epoch"] == stage["facts"]["best_epoch"] and shown["parameters"] > 0
+        curves = values(back, "history", lambda record: record.item)
+        assert {"train_loss", "val_auc", "trainer/global_step"} <= set(curves)
+    if stage["kind"] == "score":
+        assert "macro/auc" in shown
 
 
 @pytest.mark.parametrize("typo", ["epoch: 3", "optimiser: adam"])

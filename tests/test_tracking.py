@@ -1,13 +1,12 @@
 """Weights & Biases runs, read back as `wandb sync` would read them."""
 
 import json
-import struct
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
+from wandb_files import of_kind, read_back, values
 
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import DataView, Stage
@@ -19,43 +18,6 @@ VIEW = DataView(
 STAGE = Stage(
     kind="compute", name="windows", target="x:Y", version=1, params={"side": 8}, data=VIEW
 )
-
-
-BLOCK, HEAD = 32768, 7  # of the log format of LevelDB, which wandb writes behind a header as long
-
-
-def messages(data: bytes) -> Iterator[bytes]:
-    """The messages of a run's file: whole (1), or begun (2), gone on with (3) and ended (4)."""
-    assert data[:4] == b":W&B"
-    place, parts = HEAD, b""
-    while place + HEAD <= len(data):
-        if BLOCK - place % BLOCK < HEAD:  # a block's end is filled with zeros
-            place += BLOCK - place % BLOCK
-            continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + HEAD])
-        parts += data[place + HEAD : place + HEAD + length]
-        place += HEAD + length
-        if kind in (1, 4):
-            yield parts
-            parts = b""
-
-
-def read_back(folder: Path) -> list[Any]:
-    """The records of the one offline run below a folder."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    [path] = folder.glob("wandb/offline-run-*/run-*.wandb")
-    return [Record.FromString(message) for message in messages(path.read_bytes())]
-
-
-def values(records: list[Any], kind: str, items: Any) -> dict[str, Any]:
-    """What the records of a kind say, by name; of a nested one by its whole path."""
-    return {
-        item.key or "/".join(item.nested_key): json.loads(item.value_json)
-        for record in records
-        if record.WhichOneof("record_type") == kind
-        for item in items(getattr(record, kind))
-    }
 
 
 @pytest.fixture
@@ -76,7 +38,10 @@ def test_facts_scores_and_pictures_are_in_an_offline_run(artefact: Path, tmp_pat
     records = read_back(tmp_path)
     run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
     assert (run.run_group, run.job_type) == ("sweep", "compute")
-    assert {"windows", "phantom", "fold-2"} <= set(run.tags)
+    assert {"windows", "phantom", "fold-2", "seed-0"} <= set(run.tags)
+    assert not run.host
+    environments = of_kind(records, "environment")
+    assert not any(e.program or e.executable or e.host for e in environments)
     summary = values(records, "summary", lambda record: record.update)
     assert summary["images"] == 12
     assert summary["lungs/covered/mean"] == 0.9
@@ -86,6 +51,16 @@ def test_facts_scores_and_pictures_are_in_an_offline_run(artefact: Path, tmp_pat
     assert logged["gallery/sheet/caption"] == "Windows in red."
     assert logged["gallery/sheet/_type"] == "image-file"
     assert list(tmp_path.glob(f"wandb/offline-run-*/files/{logged['gallery/sheet/path']}"))
+
+
+def test_a_transform_serves_all_folds_and_is_tagged_with_none(
+    artefact: Path, tmp_path: Path
+) -> None:
+    stage = replace(STAGE, kind="transform")
+    log_summary(stage, Execution(wandb="offline"), tmp_path, artefact, {})
+    [run] = of_kind(read_back(tmp_path), "run")
+    assert run.display_name == "transform windows phantom"
+    assert not [tag for tag in run.tags if tag.startswith("fold")]
 
 
 def test_nothing_is_written_when_it_is_off(artefact: Path, tmp_path: Path) -> None:

@@ -236,10 +236,10 @@ def _run_spec(
     with common.live() as (show, tell):
         chosen = cast("Mode", mode)
         result = run_bench(made, registry, store, execution, chosen, show=show, tell=tell)
-    _report(result, store, as_json=as_json)
+    _report(result, store, execution, as_json=as_json)
 
 
-def _report(result: "Result", store: Store, *, as_json: bool) -> None:
+def _report(result: "Result", store: Store, execution: "Execution", *, as_json: bool) -> None:
     from cxrbench.cli.board import rank, show_tables, write_pages
     from cxrbench.core.record import read_record
     from cxrbench.runner.finish import find_records
@@ -259,6 +259,10 @@ def _report(result: "Result", store: Store, *, as_json: bool) -> None:
             write_pages(tables, records, [], page.parent, store)
         else:
             print(page)
+    if execution.wandb != "off" and records:
+        from cxrbench.runner.tracking import log_records
+
+        log_records(records, execution, store, say)
     if result.records:
         say(f"{len(result.records)} new records below {store.root / 'records'}")
     unfinished = len(result.plan.runs) - len({r.final for r in records})

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -11,6 +11,7 @@ from cxrbench.cli.common import say
 from cxrbench.core.store import Store
 
 if TYPE_CHECKING:
+    from cxrbench.core.mirror import Mode
     from cxrbench.core.record import Record
     from cxrbench.leaderboard.rows import Table
 
@@ -53,17 +54,28 @@ def leaderboard(
     serve: Annotated[
         bool, typer.Option("--serve", help="Write the pages and show them on localhost.")
     ] = False,
+    wandb: Annotated[
+        str | None,
+        typer.Option(help="Log tables, curves and pages to W&B: online or offline. (default: off)"),
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="With --wandb online: a report and a saved view, too.")
+    ] = False,
     as_json: common.Json = False,
 ) -> None:
     """Rank the records: a table here; Markdown, CSV, LaTeX, Parquet and JSON on disk; pages on request."""
     from cxrbench.core.errors import MissingInputError, UsageError
     from cxrbench.core.record import read_records
 
-    if as_json and (html or serve):
-        raise UsageError("--json prints; it goes with neither --html nor --serve")
+    mirror = common.wandb_mode(wandb or "off")
+    if as_json and (html or serve or mirror != "off"):
+        raise UsageError("--json prints; it goes with none of --html, --serve and --wandb")
+    _check_report(report, mirror)
     store = Store.default()
     source = folder or store.root / "records"
     records, excluded = read_records(source)
+    if mirror != "off":  # before they are ranked, so that tables, pages and runs say the same
+        records, excluded = _without_paths(records, excluded)
     records = [r for r in records if dataset in (None, r.dataset)]
     if not records:
         for line in excluded:
@@ -78,9 +90,11 @@ def leaderboard(
         print(to_json(tables, excluded), end="")
         return
     show_tables(tables, excluded, out or store.root / "leaderboard")
-    if html or serve:
+    if html or serve or mirror != "off":
         folder = html or store.root / "leaderboard" / "site"
         first = write_pages(tables, records, excluded, folder, store)
+        if mirror != "off":
+            _log(tables, first.parent, mirror, store, report=report)
         if serve:
             from cxrbench.leaderboard.site.serve import serve as serve_site
 
@@ -109,6 +123,47 @@ def write_pages(
 def _processes(runs: int) -> int:
     """As many as draw faster together than their start takes."""
     return max(1, min(os.cpu_count() or 1, MOST_PROCESSES, runs // RUNS_A_PROCESS))
+
+
+def _check_report(asked: bool, mirror: str) -> None:
+    """Before anything is computed: a report lies on the server, and a package of its own makes it."""
+    if not asked:
+        return
+    if mirror != "online":
+        from cxrbench.core.errors import UsageError
+
+        raise UsageError("--report lies on the server; it needs --wandb online")
+    from cxrbench.leaderboard.mirror.report import check_package
+
+    check_package()
+
+
+def _without_paths(
+    records: "list[Record]", excluded: list[str]
+) -> "tuple[list[Record], list[str]]":
+    """What may leave this machine."""
+    from cxrbench.core.mirror_record import redacted
+    from cxrbench.core.redact import redact
+
+    return [redacted(record) for record in records], redact(excluded)
+
+
+def _log(tables: "list[Table]", site: Path, mode: str, store: Store, *, report: bool) -> None:
+    """Log the tables and the site in a folder to W&B, and say where they are."""
+    from cxrbench.core.mirror import sync_command, waiting
+    from cxrbench.leaderboard.mirror.log import log_leaderboard
+
+    logged = log_leaderboard(tables, site, cast("Mode", mode), store, say)
+    say(f"wandb: the leaderboard and {logged.records} new record runs, project {logged.project}"
+        if logged.online else f"wandb offline: the leaderboard and {logged.records} new record runs")  # fmt: skip
+    print(logged.url or logged.folder)
+    if waiting(store.root):
+        say(f"to upload what is logged: {sync_command(store.root)}")
+    if report:
+        from cxrbench.leaderboard.mirror.report import save_report
+
+        for address in save_report(tables, logged):
+            print(address)
 
 
 def show_tables(tables: "list[Table]", excluded: list[str], folder: Path) -> None:

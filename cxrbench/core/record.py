@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from cxrbench.core.digest import canonical_json
+from cxrbench.core.digest import canonical_json, digest
 from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.store import read_json, write_json
 
 RETRACTED = ".retracted.json"
+REMARKS = {"data_facts", "overlap", "unmatched_data"}  # of a test set: no part of its identity
 # What becomes a part of a path; records may come from strangers.
 Name = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
 
@@ -84,6 +85,21 @@ class Record(Frozen):
     cost: dict[str, Any]
     warnings: list[str]
     provenance: dict[str, Any]
+
+    @property
+    def task(self) -> str:
+        """Digest of what records have in common that may share a table."""
+        same = {
+            "dataset": self.dataset,
+            "version": self.dataset_version,  # the only trace of how drawn images look
+            "params": self.dataset_params,
+            "revision": self.revision,
+            "split": self.split_digest,
+            "labels": self.labels,
+            "protocol": self.scores.get("protocol"),
+            "tested_on": self.tested_on and self.tested_on.model_dump(exclude=REMARKS),
+        }
+        return digest(same)
 
     @field_validator("scores")
     @classmethod

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from cxrbench.core.digest import canonical_json, digest
+from cxrbench.core.digest import canonical_json
 from cxrbench.core.record import Record
 from cxrbench.leaderboard.honesty import marks, paper_flag
 from cxrbench.leaderboard.judge import judge
@@ -18,7 +18,6 @@ from cxrbench.leaderboard.published import published_flag
 from cxrbench.leaderboard.rows import BASELINES, METRICS, Fold, Row, Spread, Table, Value
 
 __all__ = ["BASELINES", "METRICS", "Fold", "Row", "Spread", "Table", "Value", "collect"]
-REMARKS = {"data_facts", "overlap", "unmatched_data"}  # of a test set: no part of its identity
 
 
 def collect(records: Iterable[Record], predictions: Reader | None = None) -> list[Table]:
@@ -32,17 +31,7 @@ def collect(records: Iterable[Record], predictions: Reader | None = None) -> lis
         newest[record.final] = record  # a repeat of the same stages is the same result
     tables: dict[str, list[Record]] = defaultdict(list)
     for record in newest.values():
-        same = {
-            "dataset": record.dataset,
-            "version": record.dataset_version,  # the only trace of how drawn images look
-            "params": record.dataset_params,
-            "revision": record.revision,
-            "split": record.split_digest,
-            "labels": record.labels,
-            "protocol": record.scores.get("protocol"),
-            "tested_on": record.tested_on and record.tested_on.model_dump(exclude=REMARKS),
-        }
-        tables[digest(same)].append(record)
+        tables[record.task].append(record)
     return sorted(
         (_table(group, predictions, identity) for identity, group in tables.items()),
         key=lambda table: (table.title, table.identity),

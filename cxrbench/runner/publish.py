@@ -1,17 +1,12 @@
 """Chosen records into the repository: only clean, complete and real ones."""
 
-import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from cxrbench.core.errors import DataError
 from cxrbench.core.record import Record, read_records, write_record
+from cxrbench.core.redact import redact
 from cxrbench.core.store import Store
-
-HOME = re.compile(r"/(?:home|Users)/[^/\s]*|/root(?=/|\s|$)")
-# An absolute path of some machine, but no address on the web: only its last part is published.
-ABSOLUTE = re.compile(r"(?<![\w./:~])~?/(?:[^/\s\"',]+/)*([^/\s\"',]+)")
 
 
 def objections(records: list[Record]) -> list[str]:
@@ -58,21 +53,8 @@ def publish(store: Store, target: Path, *, dataset: str, methods: list[str]) -> 
     written = []
     for group in groups.values():
         for record in group:
-            clean = Record.parse(_redact(record.model_dump(mode="json")), where=record.id)
+            clean = Record.parse(redact(record.model_dump(mode="json")), where=record.id)
             path = target / record.dataset / record.method / f"{record.final[:16]}-{record.id}.json"
             if not path.exists():
                 written.append(write_record(target, clean))
     return written
-
-
-def _redact(value: Any) -> Any:
-    """Absolute paths, and with them home folders and user names, taken out of every text."""
-    if isinstance(value, dict):
-        return {key: _redact(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_redact(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    home = str(Path.home())
-    plain = value.replace(home, "~") if len(home) > 1 else value
-    return ABSOLUTE.sub(r".../\1", HOME.sub("~", plain))

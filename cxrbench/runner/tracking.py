@@ -1,26 +1,31 @@
-"""Weights & Biases: a mirror of the stages. Files stay the truth, and no failure of it stops a stage."""
+"""Weights & Biases: a mirror of the stages and records. Files stay the truth, and no failure of it stops a stage."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cxrbench.core.mirror import finish_run, open_run, sync_command, waiting
+from cxrbench.core.mirror_record import mirror_records, unmirrored
+from cxrbench.core.record import Record
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
-from cxrbench.core.store import read_json
-
-INIT_SECONDS = 20  # until an unreachable server is given up
+from cxrbench.core.store import Store, read_json
 
 
 def _identity(stage: Stage, execution: Execution) -> dict[str, Any]:
-    """How the run of a stage is named and found."""
+    """How the run of a stage is named and found.
+
+    A stage may serve several methods, so it carries its own name; the methods are tags of the records' runs. A
+    transform serves all folds.
+    """
     data = stage.data
+    fold = "" if stage.kind == "transform" else f"fold-{data.fold}"
     return {
-        "project": os.environ.get("WANDB_PROJECT", "cxrbench"),
-        "name": f"{stage.kind} {stage.name} {data.dataset} fold {data.fold}",
+        "name": " ".join([stage.kind, stage.name, data.dataset, fold.replace("-", " ")]).strip(),
         "group": execution.group or None,
         "id": stage.digest[:16],
-        "tags": [stage.kind, stage.name, data.dataset, data.split, f"fold-{data.fold}"],
+        "tags": [stage.kind, stage.name, data.dataset, data.split, fold, f"seed-{data.root_seed}"],
         "job_type": stage.kind,
         "config": {"stage": stage.key, "params": dict(stage.params), "data": data.identity()},
     }
@@ -30,19 +35,11 @@ def _start(stage: Stage, execution: Execution, folder: Path) -> Any | None:
     """A started run; offline when the server cannot be reached, None when nothing works."""
     import wandb
 
-    settings = wandb.Settings(init_timeout=INIT_SECONDS, silent=True)
-    for mode in dict.fromkeys((execution.wandb, "offline")):
-        try:
-            return wandb.init(
-                **_identity(stage, execution),
-                dir=str(folder),
-                mode=mode,  # type: ignore[arg-type]
-                resume="allow" if mode == "online" else None,
-                settings=settings,
-            )
-        except Exception as error:  # whatever it is, the stage matters more
-            print(f"wandb {mode}: {type(error).__name__}: {error}; going on without", flush=True)
-    return None
+    return open_run(wandb, execution.wandb, folder, _print, **_identity(stage, execution))
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
 
 
 def training_logger(stage: Stage, execution: Execution, folder: Path) -> Any | None:
@@ -55,6 +52,13 @@ def training_logger(stage: Stage, execution: Execution, folder: Path) -> Any | N
     from lightning.pytorch.loggers import WandbLogger
 
     return WandbLogger(experiment=run)
+
+
+def end_training(logger: Any | None, facts: Mapping[str, Any]) -> None:
+    """What a finished training found, beside its curves."""
+    if logger:
+        logger.experiment.summary.update(dict(_flat(facts)))
+        finish_run(logger.experiment, _print)
 
 
 def log_summary(
@@ -77,7 +81,21 @@ def log_summary(
         for entry in read_json(pictures):
             path = artefact / entry["file"]
             run.log({f"gallery/{path.stem}": wandb.Image(str(path), caption=entry["caption"])})
-    run.finish()
+    finish_run(run, _print)
+
+
+def log_records(
+    records: Sequence[Record], execution: Execution, store: Store, tell: Callable[[str], None]
+) -> None:
+    """A run for each finished record that has none yet, and how to upload what waits."""
+    if execution.wandb == "off":
+        return
+    if unmirrored(records, execution.wandb, store):
+        import wandb
+
+        mirror_records(wandb, records, execution.wandb, store, tell)
+    if waiting(store.root):
+        tell(f"to upload what is logged: {sync_command(store.root)}")
 
 
 def _flat(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, int | float | str]]:

@@ -35,7 +35,7 @@ from cxrbench.runner.callbacks import (
     StepSeeds,
 )
 from cxrbench.runner.checkpoint import AtomicCheckpointIO, newest_state
-from cxrbench.runner.tracking import training_logger
+from cxrbench.runner.tracking import end_training, training_logger
 
 RENDEZVOUS = timedelta(minutes=5)  # how long a rank waits for a silent one
 TRAINED = "trained"  # the folder in which a finished training leaves its files
@@ -154,8 +154,7 @@ def train(
             "data": data.facts(),
         }
         _leave(work, best.write(), history.rows, facts)
-    if logger:
-        logger.experiment.finish()
+        end_training(logger, facts)
 
 
 def _leave(work: Path, weights: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:

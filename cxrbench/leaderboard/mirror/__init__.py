@@ -1,0 +1,1 @@
+"""The leaderboard at Weights & Biases: tables, curves, the site, and a report."""
