@@ -37,6 +37,7 @@ STYLE: Any = {
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
     "legend.fontsize": 8, "lines.linewidth": 1.4, "path.simplify": True,
 }  # fmt: skip
+BOTTOM = 0.5  # inches for the labels of the horizontal axis
 LONGEST = 34  # characters of a name in a figure
 
 
@@ -48,18 +49,22 @@ def clean(text: object, longest: int = LONGEST) -> str:
 
 @contextmanager
 def axes(
-    width: float = 4.2, height: float = 3.2, *, left: float = 0.62, right: float = 0.12
+    width: float = 4.2,
+    height: float = 3.2,
+    *,
+    left: float = 0.62,
+    right: float = 0.12,
+    top: float = 0.35,
 ) -> Iterator[Axes]:
-    """Axes in a figure of so many inches, `left` and `right` of them for what is written beside."""
+    """Axes in a figure of so many inches, with margins for what is written beside and above."""
     with rc_context(STYLE):
-        yield _new(width, height, left, right)
+        yield _new(width, height, left, right, top)
 
 
-def _new(width: float, height: float, left: float, right: float = 0.12) -> Axes:
+def _new(width: float, height: float, left: float, right: float = 0.12, top: float = 0.35) -> Axes:
     figure = Figure(figsize=(width, height))
-    return figure.add_axes(
-        (left / width, 0.5 / height, 1 - (left + right) / width, 1 - 0.85 / height)
-    )
+    inside = (width - left - right) / width, (height - top - BOTTOM) / height
+    return figure.add_axes((left / width, BOTTOM / height, *inside))
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from cxrbench.leaderboard.collect import Row
@@ -22,11 +24,17 @@ from cxrbench.leaderboard.site.drawing import (
 )
 
 MARGIN = 0.02
+LINE = 0.17  # inches of a line of a legend
+
+
+def _square(entries: int) -> AbstractContextManager[Axes]:
+    """Axes of a fixed size under a legend of so many entries."""
+    return axes(3.8, 3.55 + _room(entries), top=_room(entries))
 
 
 def roc(curves: Mapping[str, LabelCurves]) -> str:
     """True positive rate over false positive rate of a label, a line a row."""
-    with axes(3.8, 3.9) as ax:
+    with _square(len(curves)) as ax:
         ax.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
         for k, (name, curve) in enumerate(curves.items()):
             ax.fill_between(
@@ -41,7 +49,7 @@ def roc(curves: Mapping[str, LabelCurves]) -> str:
 
 def precision_recall(curves: Mapping[str, LabelCurves]) -> str:
     """Precision over recall of a label, a line a row; the mark is precision at 95 % recall."""
-    with axes(3.8, 3.9) as ax:
+    with _square(len(curves)) as ax:
         for k, (name, curve) in enumerate(curves.items()):
             ax.fill_between(
                 GRID, curve.pr.low, curve.pr.high, color=SERIES[k], alpha=0.16, linewidth=0
@@ -59,7 +67,7 @@ def precision_recall(curves: Mapping[str, LabelCurves]) -> str:
 
 def calibration(found: Mapping[str, Reliability]) -> str:
     """Share of positives over mean probability, a line a row; the diagonal is perfect."""
-    with axes(3.8, 3.9) as ax:
+    with _square(len(found)) as ax:
         ax.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
         for k, (name, each) in enumerate(found.items()):
             reach = np.clip([each.share - each.low, each.high - each.share], 0, None)
@@ -74,10 +82,19 @@ def calibration(found: Mapping[str, Reliability]) -> str:
         return svg(ax)
 
 
+def _columns(entries: int) -> int:
+    return 1 if entries < 4 else 2
+
+
+def _room(entries: int) -> float:
+    """Inches that a legend above the axes needs."""
+    return 0.08 + LINE * -(-entries // _columns(entries))
+
+
 def _legend(ax: object, entries: int) -> None:
     if entries:
         ax.legend(  # type: ignore[attr-defined]
-            loc="lower left", bbox_to_anchor=(-0.14, 1.0), ncols=1 if entries < 4 else 2,
+            loc="lower left", bbox_to_anchor=(-0.14, 1.0), ncols=_columns(entries),
             borderaxespad=0.2, columnspacing=1, handlelength=2.4, labelspacing=0.25,
         )  # fmt: skip
 
@@ -199,7 +216,7 @@ def recall_reached(reached: Mapping[str, Sequence[float]]) -> str:
 
 def robustness(lines: Mapping[str, Sequence[tuple[float, float]]], unit: str) -> str:
     """Macro AUC over the level of a disturbance, a line a row."""
-    with axes(3.8, 3.6) as ax:
+    with _square(len(lines)) as ax:
         ax.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=":")
         for k, (name, line) in enumerate(lines.items()):
             ax.plot(
