@@ -9,6 +9,7 @@ import tracemalloc
 import unicodedata
 import warnings
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -483,7 +484,9 @@ def test_headers_and_files_are_bounded(tmp_path):
     assert MAX_PIXELS * 2 < FILE_BYTES
 
 
-def test_a_nest_of_sequences_ends(tmp_path):
+def test_a_nest_of_sequences_ends(tmp_path, request):
+    request.addfinalizer(partial(sys.setrecursionlimit, sys.getrecursionlimit()))
+    sys.setrecursionlimit(1000)  # other libraries raise it
     path = save(film(), tmp_path / "x.dcm")
     data = path.read_bytes()
     at = data.index(b"\x10\0\x20\0LO")

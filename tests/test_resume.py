@@ -1,9 +1,6 @@
 """An interrupted training goes on as if it had not been interrupted: bit for bit on a CPU."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from cxrbench.core.registry import Registry
 from cxrbench.core.spec import BenchSpec, Execution
 from cxrbench.core.store import Store, write_json
 from cxrbench.runner.bench import plan_bench
+from cxrbench.runner.engines.local import LocalEngine, Running
 from cxrbench.runner.graph import to_json
 from cxrbench.runner.plan import Plan
 
@@ -51,27 +49,35 @@ def write_job(plan: Plan, registry: Registry, store: Store, **execution: object)
     return path
 
 
-def start(job: Path) -> subprocess.Popen[bytes]:
-    log = job.with_suffix(".log").open("ab")
-    command = [sys.executable, "-m", "cxrbench.runner.worker", str(job)]
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+def start(job: Path) -> Running:
+    """As the local engine does it."""
+    return LocalEngine(Execution()).start(job, job.with_suffix(".log"))
+
+
+def end(worker: Running, seconds: float = 300) -> int:
+    """The exit code of a worker that ends by itself."""
+    worker.process.join(seconds)
+    assert worker.ended(), f"still running after {seconds} s"
+    return worker.code
 
 
 def fit_key(plan: Plan) -> str:
     return next(stage.key for stage in plan.graph.values() if stage.kind == "fit")
 
 
-def wait_for_state(store: Store, key: str, process: subprocess.Popen[bytes], states: int) -> None:
+def wait_for_state(store: Store, key: str, worker: Running, states: int) -> None:
     """Until the training has saved this many states and is in the middle of the next stretch."""
     folder = store.root / "partial" / key / "states"
     seen: set[str] = set()
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and not worker.ended():
         seen |= {path.name for path in folder.glob("state-*.ckpt")}
         if len(seen) >= states:
             return
         time.sleep(0.005)
-    raise AssertionError(f"no {states} states were saved; the worker ended with {process.poll()}")
+    raise AssertionError(
+        f"no {states} states were saved; the worker ended with {worker.process.exitcode}"
+    )
 
 
 def weights(store: Store, plan: Plan) -> str:
@@ -85,7 +91,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     store = Store(folder / "store")
     plan, registry = small_plan(store)
     job = write_job(plan, registry, store)
-    assert start(job).wait(300) == 0, job.with_suffix(".log").read_text()
+    assert end(start(job)) == 0, job.with_suffix(".log").read_text()
     return weights(store, plan), digest_file(store.artefact(fit_key(plan)) / "log.csv")
 
 
@@ -98,11 +104,10 @@ def test_killed_in_mid_training_goes_on_bit_identically(
     job = write_job(plan, registry, store, checkpoint_steps=steps, workers=workers)
     killed = start(job)
     wait_for_state(store, fit_key(plan), killed, states)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
+    killed.process.kill()
+    assert end(killed) == -signal.SIGKILL
     assert not store.has(fit_key(plan))
-    again = start(job)
-    assert again.wait(300) == 0, job.with_suffix(".log").read_text()
+    assert end(start(job)) == 0, job.with_suffix(".log").read_text()
     assert "resuming from state-" in job.with_suffix(".log").read_text()
     log = store.artefact(fit_key(plan)) / "log.csv"
     assert (weights(store, plan), digest_file(log)) == uninterrupted
@@ -115,11 +120,11 @@ def test_sigterm_saves_and_exits_75(tmp_path: Path, uninterrupted: tuple[str, st
     job = write_job(plan, registry, store)
     asked = start(job)
     wait_for_state(store, fit_key(plan), asked, 1)
-    asked.terminate()
-    assert asked.wait(60) == 75, job.with_suffix(".log").read_text()
+    asked.process.terminate()
+    assert end(asked, 60) == 75, job.with_suffix(".log").read_text()
     assert not store.has(fit_key(plan))
-    assert start(job).wait(300) == 0
+    assert end(start(job)) == 0
     assert weights(store, plan) == uninterrupted[0]
     finished = store.meta(fit_key(plan))["provenance"]["time"]
-    assert start(job).wait(300) == 0
+    assert end(start(job)) == 0
     assert store.meta(fit_key(plan))["provenance"]["time"] == finished, "a finished stage ran again"

@@ -107,8 +107,12 @@ def test_curves_of_the_pages(done: Any) -> None:
     assert [level for level, _ in line] == [0.0, *DISTURBANCES["noise"].levels]
     assert line[0][1] == pytest.approx(records["small"].scores["macro"]["auc"], abs=1e-9)
     assert found.drop("noise", name) == pytest.approx(line[0][1] - line[-1][1])
-    robustness_path(store, records["small"]).write_text("{")
+    path = robustness_path(store, records["small"])
+    path.write_text("{")
     assert disturbed(table.rows, store).lines.get("noise", {}).get(name) is None
+    with pytest.raises(DataError, match=path.name):  # nothing is written over what cannot be read
+        measured(store, records["small"], [])
+    path.unlink()
 
 
 def test_scores_are_those_of_the_rows_own_targets(done: Any) -> None:
