@@ -40,6 +40,7 @@ class PatientEvidence:
         self.runs = runs
         self._drawn: dict[int, FloatArray] = {}
         self._covariance: FloatArray | None = None
+        self._counted: tuple[Predictions, int, list[int]] | None = None
 
     def difference(self, one: int, other: int) -> Estimate:
         """Row `one` minus row `other`; `how` says why where there is no test."""
@@ -51,14 +52,15 @@ class PatientEvidence:
             return Estimate(difference, None, None, None, None, OTHER_IMAGES)
         by_label = self._replicates(one) - self._replicates(other)
         by_label = by_label[~np.isnan(by_label).any(axis=1)]
-        if len(by_label) <= REPLICATES / 2 or np.unique(ours[0].patient).size < 2:
+        patients, fewest = self._patients(ours[0])
+        if len(by_label) <= REPLICATES / 2 or patients < 2:
             return Estimate(difference, None, None, None, None, FEW_PATIENTS)
-        df = _degrees(by_label, ours[0])
+        df = _degrees(by_label, fewest)
         spread = float(np.std(by_label.mean(axis=1), ddof=1))
         margin = quantile(LEVEL, df) * spread
         error = self._delong_error(one, other)
         how = BY_PATIENTS.format(
-            patients=np.unique(ours[0].patient).size,
+            patients=patients,
             runs=f" (means of {len(ours)} trainings)" if len(ours) > 1 else "",
             replicates=len(by_label),
             df=df,
@@ -87,6 +89,12 @@ class PatientEvidence:
         drawn = np.stack([self._replicates(row).mean(axis=1) for row in rows], axis=1)
         kept = drawn[~np.isnan(drawn).any(axis=1)]
         return kept if len(kept) > REPLICATES / 2 else None
+
+    def _patients(self, run: Predictions) -> tuple[int, list[int]]:
+        """All patients, and of each label with both classes those of the rarer one; counted once for equal images."""
+        if self._counted is None or not _same_images(self._counted[0], run):
+            self._counted = run, np.unique(run.patient).size, _fewest_patients(run)
+        return self._counted[1:]
 
     def _replicates(self, row: int) -> FloatArray:
         """[R, defined labels] of a row's AUCs, means over its runs."""
@@ -131,17 +139,22 @@ class PatientEvidence:
         return np.asarray(mean @ covariance @ mean.T)
 
 
-def _degrees(by_label: FloatArray, run: Predictions) -> float:
+def _fewest_patients(run: Predictions) -> list[int]:
+    """Of each label that has both classes, the patients of the rarer one."""
+    _, patient = np.unique(run.patient, return_inverse=True)
+    fewest = []
+    for truth in run.target.T:
+        held = [np.unique(patient[truth == side]).size for side in (0, 1)]
+        fewest += [min(held)] if all(held) else []
+    return fewest
+
+
+def _degrees(by_label: FloatArray, fewest: Sequence[int]) -> float:
     """Degrees of freedom of a macro mean (Satterthwaite): a label has its patients of the rarer class less one.
 
-    by_label: [R, defined labels]. A normal distribution instead called chance a difference in 6.8 % of simulated
+    by_label: [R, defined labels], fewest: patients of the rarer class of each. A normal distribution instead called chance a difference in 6.8 % of simulated
     comparisons with 13 patients of the rarer class; this did in 4.4 %.
     """
-    known = ~np.isnan(run.target)
-    fewest = []
-    for truth, seen in zip(run.target.T, known.T, strict=True):
-        held = [np.unique(run.patient[seen & (truth == side)]).size for side in (0, 1)]
-        fewest += [min(held)] if all(held) else []
     variance = np.var(by_label, axis=0, ddof=1)
     bottom = float(np.sum(variance**2 / np.maximum(np.array(fewest) - 1, 1)))
     return float(variance.sum()) ** 2 / bottom if bottom else float(min(fewest))
