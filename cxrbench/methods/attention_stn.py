@@ -20,7 +20,7 @@ from cxrbench.core.frozen import Frozen
 from cxrbench.core.spec import MethodParams
 from cxrbench.core.stage import DataView, Stage, compute, fit
 from cxrbench.methods.base import Batch, weights_in
-from cxrbench.methods.densenet121 import QUICK, TUNED, BackboneClassifier
+from cxrbench.methods.densenet121 import QUICK_SMALL, TUNED, BackboneClassifier
 from cxrbench.methods.optimisers import build_optimiser
 from cxrbench.methods.thorax_report import (
     Numbers,
@@ -47,7 +47,7 @@ NEARLY_WHOLE = (0.8, 0.8, 0.0, 0.0)
 # Whole images, not crops of them: a window learnt on crops would be read from another frame. The rate is
 # that of the tuned VGG16, ten times lower for the localisation net.
 TUNED_STN = TUNED.model_copy(update={"learning_rate": 1e-4, "train_view": "resize"})
-QUICK_STN = QUICK.model_copy(update={"sampler": "balanced", "train_view": "whole"})
+QUICK_STN = QUICK_SMALL.model_copy(update={"sampler": "balanced", "train_view": "whole"})
 BOUNDED = {"bounded": True, "start": NEARLY_WHOLE, "window_rate": 0.1}
 SMALL = {"pretrained": "none", "backbone": "resnet10t", "loc_size": 96, **BOUNDED}
 

@@ -39,7 +39,7 @@ from cxrbench.methods.deblur_images import (
     restore_params,
 )
 from cxrbench.methods.deblur_report import Curves, CurvesParams, Restoration, RestorationParams
-from cxrbench.methods.densenet121 import QUICK, TUNED, BackboneClassifier, BackboneParams
+from cxrbench.methods.densenet121 import QUICK_SMALL, TUNED, BackboneClassifier, BackboneParams
 from cxrbench.nn.backbones import to_unit
 
 Films = Literal["sharp", "blurred", "restored"]
@@ -241,7 +241,7 @@ class Deblur(LinearVGG):
             "pretrained": "none",
             "frozen": False,
             "class_weights": "none",
-            "recipe": {**QUICK.model_dump(), "learning_rate": 3e-3},
+            "recipe": QUICK_SMALL.model_dump(),
             "unet": {
                 "width": 8,
                 "residual": True,

@@ -22,7 +22,7 @@ from cxrbench.core.frozen import Frozen
 from cxrbench.core.spec import Augment, MethodParams, Recipe
 from cxrbench.core.stage import DataView, Stage, compute, fit, transform
 from cxrbench.methods.base import Method, weights_in
-from cxrbench.methods.densenet121 import QUICK, TUNED
+from cxrbench.methods.densenet121 import QUICK_SMALL, TUNED
 from cxrbench.methods.thorax_report import (
     Numbers,
     Pixels,
@@ -304,7 +304,7 @@ class ThoraxCrop(VGG16):
             "margin": 0.05,
             "thorax": {"pretrained": "none", "side": 64, "recipe": QUICK_DETECTOR.model_dump()},
             "backbone": "resnet10t",  # the detector takes the time that VGG16 would
-            "recipe": QUICK.model_dump(),
+            "recipe": QUICK_SMALL.model_dump(),
         },
     }
     reported = {
