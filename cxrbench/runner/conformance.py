@@ -1,6 +1,7 @@
 """The rules that every method and data set keeps, as checks that any author can run on their own file."""
 
 import copy
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from cxrbench.data.splits import Split
 
 CHANCE = 0.55  # a macro AUC on the phantom that luck alone does not reach
 BATCH = 4
+HALF = 0.1  # of its size, or of 1, that a loss may change in half precision
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def verify_method(registry: Registry, name: str, *, train: bool = True) -> Itera
         )
     for labels in (1, 14):
         yield _check(f"learns from a batch with {labels} labels", partial(_steps, cls, labels))
+    yield _check("half precision stays finite", lambda: _half(cls))
     yield _check("weights survive saving and loading", lambda: _round_trip(cls))
     yield _check("initial weights follow from the seed", lambda: _seeded(cls))
     if train:
@@ -143,6 +146,27 @@ def _steps(cls: Any, labels: int) -> str | None:
     if found.shape != (BATCH, labels) or found.dtype != torch.float64:
         return f"predict_step gives {found.dtype} {tuple(found.shape)}; expected float64 [B, K]"
     return None if ((found >= 0) & (found <= 1)).all() else "a probability is outside [0, 1]"
+
+
+def _half(cls: Any) -> str | None:
+    """A step under bf16-mixed: the loss and every gradient are finite, and the loss is about that of float32."""
+    module = _build(cls, 2)
+    batch = _batch(cls, module, 2)
+    torch.manual_seed(0)
+    whole = float(_loss(module, batch).detach())
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = _loss(module, batch)
+    found = float(loss.detach())
+    if not math.isfinite(found) or abs(found - whole) > HALF * max(abs(whole), 1.0):
+        return f"the loss is {found}; in float32 {whole}"
+    loss.backward()  # type: ignore[no-untyped-call]
+    wrong = [
+        name
+        for name, p in module.named_parameters()
+        if p.grad is not None and not torch.isfinite(p.grad).all()
+    ]
+    return f"gradients of {', '.join(wrong[:5])} are not finite" if wrong else None
 
 
 def _loss(module: Any, batch: dict[str, Any]) -> torch.Tensor:
