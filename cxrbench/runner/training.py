@@ -17,6 +17,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
+from cxrbench.core.errors import ConfigError
 from cxrbench.core.registry import load_target
 from cxrbench.core.seed import derive_seed
 from cxrbench.core.spec import Execution, Recipe
@@ -63,7 +64,13 @@ def load_module(stage: Stage, weights: Path) -> Method:
 def make_trainer(
     recipe: Recipe, execution: Execution, callbacks: list[L.Callback], root: Path, logger: Any
 ) -> L.Trainer:
-    """The Trainer of a fit stage."""
+    """The Trainer of a fit stage; ConfigError for what this device cannot do."""
+    synchronised = recipe.sync_batchnorm and execution.devices > 1
+    if synchronised and execution.accelerator == "cpu":
+        raise ConfigError(
+            "recipe.sync_batchnorm: torch synchronises batch statistics between GPUs only; leave it off for "
+            "several processes on the CPU"
+        )
     elastic = "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ
     strategy: Any = "auto"
     if execution.devices > 1:
@@ -92,7 +99,7 @@ def make_trainer(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        sync_batchnorm=recipe.sync_batchnorm and execution.devices > 1,
+        sync_batchnorm=synchronised,
         default_root_dir=root,
     )
 

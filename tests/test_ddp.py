@@ -1,0 +1,71 @@
+"""Two processes with the same global batch have the loss curve of one."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from test_resume import end, start
+
+from cxrbench.core.errors import ConfigError
+from cxrbench.core.registry import Registry
+from cxrbench.core.spec import BenchSpec, Execution, Recipe
+from cxrbench.core.store import Store, write_json
+from cxrbench.runner.bench import plan_bench
+from cxrbench.runner.graph import to_json
+from cxrbench.runner.training import make_trainer
+
+# Slowly: rounding alone parts two trainings after large steps.
+RECIPE = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-5}
+# Method, training, tolerance. Networks with batch norm are not here: without a GPU each process has its own statistics.
+TRAININGS = [
+    ("deblur", "deblur-unet", 1e-3),
+    ("aecnn", "patch-autoencoder", 1e-3),
+    ("vgg16", "vgg16", 0.05),  # dropout draws another mask in each process
+]
+
+
+def trained(home: Path, method: str, training: str, devices: int) -> list[dict[str, str]]:
+    """The log of a training among a method's stages."""
+    store, registry = Store(home), Registry()
+    data = {"name": "phantom", "split": "holdout", "params": {"images": 80}}
+    spec = {"name": "ddp", "preset": "quick", "methods": [method], "datasets": [data], "recipe": RECIPE}  # fmt: skip
+    plan = plan_bench(BenchSpec.parse(spec, where="test"), registry, store, "cpu")
+    stage = next(s for s in plan.graph.values() if (s.kind, s.name) == ("fit", training))
+    needed = stage.ancestry()
+    job = store.folder("jobs") / "job.json"
+    write_json(
+        job,
+        {
+            "store": str(store.root),
+            "todo": list(needed),
+            "nodes": to_json(needed),
+            "roots": {"phantom": None},
+            "plugins": [],
+            "execution": Execution(threads=1, devices=devices).model_dump(mode="json"),
+        },
+    )
+    assert end(start(job), 900) == 0, job.with_suffix(".log").read_text()[-2000:]
+    with (store.artefact(stage.key) / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "training", "tolerance"), TRAININGS)
+def test_two_processes_have_the_loss_curve_of_one(
+    tmp_path: Path, method: str, training: str, tolerance: float
+) -> None:
+    one, two = (trained(tmp_path / str(n), method, training, n) for n in (1, 2))
+    assert len(one) == len(two) == 2
+    for ours, theirs in zip(one, two, strict=True):
+        for column in ("train_loss", "val_loss"):
+            assert float(theirs[column]) == pytest.approx(float(ours[column]), rel=tolerance), (
+                column
+            )
+    assert len({row["val_loss"] for row in one}) == 2, "it does not move"
+
+
+def test_batch_statistics_are_not_synchronised_without_a_gpu(tmp_path: Path) -> None:
+    recipe = Recipe(sync_batchnorm=True, precision="32-true")
+    with pytest.raises(ConfigError, match="torch synchronises batch statistics"):
+        make_trainer(recipe, Execution(devices=2), [], tmp_path, None)
+    make_trainer(recipe, Execution(), [], tmp_path, None)  # one process has nothing to synchronise
