@@ -93,7 +93,8 @@ def make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         sync_batchnorm=recipe.sync_batchnorm and execution.devices > 1,
-        default_root_dir=root,
+        # On SLURM, Lightning begins with any hpc_ckpt_*.ckpt that lies there, whoever left it.
+        default_root_dir=root / "none",
     )
 
 
