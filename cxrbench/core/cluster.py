@@ -9,8 +9,8 @@ from cxrbench.core.errors import ConfigError
 from cxrbench.core.frozen import Frozen
 
 # sbatch's own forms: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
-_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d{1,2}){0,2})\Z")
-_MEMORY = re.compile(r"(?P<number>\d+)(?P<unit>[KMGT]?)\Z")
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d{1,2}){0,2})\Z", re.ASCII)
+_MEMORY = re.compile(r"(?P<number>\d+)(?P<unit>[KMGT]?)\Z", re.ASCII)
 _MEBIBYTES = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
 # What the engine itself says to sbatch.
 OWN_OPTIONS = frozenset({

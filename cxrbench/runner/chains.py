@@ -31,13 +31,17 @@ def chain_from(stage: Stage, pending: Graph, ready: Ready) -> list[Stage]:
 
 def all_chains(missing: Graph, store: Store) -> list[list[Stage]]:
     """All missing stages in chains before any of them runs; what a chain waits for stands before it."""
-
-    def ready(stage: Stage, soon: set[str]) -> bool:
-        return all(p.digest in soon or store.has(p.key) for p in stage.parents())
-
     pending, chains = dict(missing), []
     while pending:
-        chain = chain_from(next(iter(pending.values())), pending, ready)
+        head = next(iter(pending.values()))
+        before = head.ancestry()  # is there when the chain begins
+
+        def ready(stage: Stage, soon: set[str], before: Graph = before) -> bool:
+            return all(
+                p.digest in soon or p.digest in before or store.has(p.key) for p in stage.parents()
+            )
+
+        chain = chain_from(head, pending, ready)
         for stage in chain:
             del pending[stage.digest]
         chains.append(chain)

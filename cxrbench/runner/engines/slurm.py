@@ -8,11 +8,11 @@ analyses failed. What is in the queue already is found there (`slurm_queue`) and
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cxrbench.core.cluster import Cluster, check_names
 from cxrbench.core.errors import UsageError
-from cxrbench.core.provenance import utc_now
 from cxrbench.core.registry import Registry
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
@@ -202,7 +202,7 @@ class _Submitter:
         write_json(folder / "batch.json", {
             "store": str(self.store.root),
             "plan": str(self.plan_file),
-            "submitted": utc_now(),
+            "submitted": datetime.now(UTC).isoformat(),
             "array": array,
             "again": again,
             "timeouts": self.cluster.timeouts,
