@@ -25,7 +25,6 @@ StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
-SlurmctldParameters=enable_configless
 SlurmdParameters=config_overrides
 MailProg=/bin/true
 MpiDefault=none

@@ -183,5 +183,6 @@ def _hush() -> None:
         ".*LeafSpec.*",
         ".*sync_dist.*",
         ".*tensorboardX.*",
+        ".*`srun` command is available.*",
     ):
         warnings.filterwarnings("ignore", text)

@@ -13,7 +13,7 @@ from cxrbench.core.stage import compute, fit, transform
 from cxrbench.methods.base import Classifier
 
 BRAKE = "CXRBENCH_TEST_BRAKE"  # names the file
-RECIPE = Recipe(epochs=4, batch_size=8, learning_rate=1e-3, size=32, load=36)
+RECIPE = Recipe(epochs=4, batch_size=2, learning_rate=1e-3, size=32, load=36)
 
 
 class BrakedParams(MethodParams):
