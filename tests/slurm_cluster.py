@@ -12,6 +12,7 @@ from pathlib import Path
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CLIENTS = ("sbatch", "squeue", "scontrol", "scancel")
 READY_SECONDS = 60
+KILL_WAIT = 20  # seconds that a job has between SIGTERM and SIGKILL
 CONFIGURATION = """
 ClusterName=cxrbench-test
 SlurmctldHost={host}(127.0.0.1)
@@ -34,11 +35,11 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0,requeue_delay=1
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-KillWait=30
+KillWait={wait}
 MinJobAge=900
 ReturnToService=2
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=4000 State=UNKNOWN
@@ -85,7 +86,12 @@ class Cluster:
         (munge / "key").chmod(0o600)
         host = socket.gethostname().partition(".")[0]
         configuration = CONFIGURATION.format(
-            host=host, user=getpass.getuser(), folder=self.folder, ports=_free_ports(), cpus=cpus
+            host=host,
+            user=getpass.getuser(),
+            folder=self.folder,
+            ports=_free_ports(),
+            cpus=cpus,
+            wait=KILL_WAIT,
         )
         (self.folder / "slurm.conf").write_text(configuration)
         self._daemon(
@@ -135,8 +141,9 @@ class Cluster:
 
     def stop(self) -> None:
         """End the jobs and the daemons that were started here."""
-        self.run("scancel", "--full", "--user", getpass.getuser())
-        deadline = time.monotonic() + 20
+        self.run("scancel", f"--user={getpass.getuser()}")
+        deadline = time.monotonic() + 2 * KILL_WAIT
+        # Daemons that go before their jobs have ended leave them running.
         while self.run("squeue", "-h") and time.monotonic() < deadline:
             time.sleep(0.2)
         for process in reversed(self.processes):
