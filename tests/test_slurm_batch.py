@@ -359,6 +359,17 @@ def test_status_shows_the_jobs(plan: Plan, store: Store, fakes: Fakes) -> None:
     assert read_status(store)["queue_error"] == "squeue: ended with code 3"
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"elements": 3}', '{"elements": {}, "array": 1, "submitted": 1}']
+)
+def test_status_outlives_a_damaged_batch(plan: Plan, store: Store, fakes: Fakes, text: str) -> None:
+    submit(plan, store)
+    fakes.queue(*queue_of(store))
+    whole = len(read_status(store)["jobs"])
+    (store.folder("jobs", "slurm", "torn") / "batch.json").write_text(text)
+    assert len(read_status(store)["jobs"]) == whole > 0
+
+
 def test_status_needs_no_slurm_where_nothing_was_submitted(store: Store, fakes: Fakes) -> None:
     assert read_status(store)["jobs"] == []
     assert fakes.calls("squeue") == []

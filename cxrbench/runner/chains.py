@@ -49,13 +49,17 @@ def all_chains(missing: Graph, store: Store) -> list[list[Stage]]:
 
 
 def write_job(
-    plan: Plan, store: Store, registry: Registry, execution: Execution, chain: list[Stage]
+    path: Path,
+    plan: Plan,
+    store: Store,
+    registry: Registry,
+    execution: Execution,
+    chain: list[Stage],
 ) -> Path:
-    """The file that tells a worker to build a chain."""
+    """The file that tells a worker to build a chain; the worker's log lies beside it."""
     nodes: Graph = {}
     for stage in chain:
         nodes.update(stage.ancestry())
-    path = store.folder("jobs") / f"{chain[0].digest[:16]}.json"
     write_json(path, {
         "store": str(store.root),
         "todo": [stage.digest for stage in chain],

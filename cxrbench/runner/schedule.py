@@ -135,7 +135,8 @@ class _Sweep:
 
     def _start(self, stage: Stage) -> None:
         chain = chain_from(stage, self.pending, self._ready)
-        job = write_job(self.plan, self.store, self.registry, self.execution, chain)
+        path = self.store.folder("jobs") / f"{stage.digest[:16]}.json"
+        job = write_job(path, self.plan, self.store, self.registry, self.execution, chain)
         for each in chain:
             del self.pending[each.digest]
             failure_path(self.store, each).unlink(missing_ok=True)

@@ -72,7 +72,9 @@ def submit_plan(
     `again` builds all stages anew. Raises SlurmError, with what is queued by then left as it is: the same
     command goes on.
     """
-    check_names(cluster, ((s.kind, s.name) for s in plan.graph.values()))
+    # A method that --only leaves out may have an entry, too.
+    methods = [("fit", name) for name in registry.entries("methods")]
+    check_names(cluster, [*methods, *((s.kind, s.name) for s in plan.graph.values())])
     lock = store.lock("slurm-submit")
     lock.acquire(wait=True)  # two submissions at once would not see each other's jobs
     try:
@@ -158,9 +160,11 @@ class _Submitter:
 
     def _send(self, batch: Batch) -> None:
         execution = execution_of_job(self.execution, self.cluster, batch.request)
-        elements = {}
+        folder, elements = self._folder(), {}
         for number, chain in batch.elements.items():
-            job = write_job(self.plan, self.store, self.registry, execution, chain)
+            # Not the job's file that the local engine writes: it may run beside this queue.
+            path = folder / f"{number}.json"
+            job = write_job(path, self.plan, self.store, self.registry, execution, chain)
             own = {s.digest for s in chain}
             elements[str(number)] = {
                 "job": str(job),
@@ -171,7 +175,7 @@ class _Submitter:
             }
             for stage in chain:
                 failure_path(self.store, stage).unlink(missing_ok=True)
-        folder = self._folder(elements, array=batch.array, again=self.again)
+        self._write_batch(folder, elements, array=batch.array, again=self.again)
         job_number = self._call(
             folder, batch, execution.devices, "build", list(batch.elements) if batch.array else None
         )
@@ -186,19 +190,25 @@ class _Submitter:
                                    for ref in self.refs.values()))  # fmt: skip
         request = self.cluster.request("records", "records").model_copy(update=RECORDS_REQUEST)
         batch = Batch(request, {0: []}, array=False)
-        folder = self._folder({"0": {"job": None, "todo": [], "keys": [], "awaited": []}}, array=False,
-                              again=False)  # fmt: skip
+        folder = self._folder()
+        nothing: dict[str, object] = {"job": None, "todo": [], "keys": [], "awaited": []}
+        self._write_batch(folder, {"0": nothing}, array=False, again=False)
         self.done.records_job = self._call(
             folder, batch, 1, "records", None, f"afterany:{':'.join(every)}"
         )
 
-    def _folder(self, elements: Mapping[str, object], *, array: bool, again: bool) -> Path:
-        """A batch's folder, whole before the batch is submitted."""
+    def _folder(self) -> Path:
+        folder = slurm_folder(self.store) / uuid.uuid4().hex[:12]
+        folder.mkdir()
+        return folder
+
+    def _write_batch(
+        self, folder: Path, elements: Mapping[str, object], *, array: bool, again: bool
+    ) -> None:
+        """What a batch's jobs read; whole before the batch is submitted."""
         if self.plan_file is None:
             self.plan_file = slurm_folder(self.store) / f"plan-{uuid.uuid4().hex[:12]}.json"
             write_json(self.plan_file, self.plan.to_json())
-        folder = slurm_folder(self.store) / uuid.uuid4().hex[:12]
-        folder.mkdir()
         write_json(folder / "batch.json", {
             "store": str(self.store.root),
             "plan": str(self.plan_file),
@@ -209,7 +219,6 @@ class _Submitter:
             "elements": dict(elements),
         })  # fmt: skip
         write_atomic(folder / "job.sh", script(folder).encode())
-        return folder
 
     def _call(
         self,

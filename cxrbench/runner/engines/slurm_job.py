@@ -56,7 +56,7 @@ class BatchJob:
         self.worker: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
-        """Do the job; 0 when all that other jobs wait for is there and nothing failed unawaited."""
+        """Do the job; 0 when all is built, or at least all that other jobs wait for."""
         if not self.given["todo"]:
             print(f"{len(write_records(self.plan, self.store))} records written", flush=True)
             return 0

@@ -110,7 +110,7 @@ def read_accounts(jobs: list[str]) -> dict[Ref, QueuedJob]:
     if not jobs:
         return {}
     try:
-        text = call(["sacct", "--noheader", "--parsable2", "--allocations", "--array",
+        text = call(["sacct", "--noheader", "--parsable2", "--allocations",
                      "--format=JobID,State", f"--jobs={','.join(jobs)}"])  # fmt: skip
     except SlurmError:
         return {}
@@ -124,19 +124,27 @@ def read_accounts(jobs: list[str]) -> dict[Ref, QueuedJob]:
 
 
 def read_elements(store: Store) -> Iterator[Element]:
-    """What was submitted from this store, oldest first; a folder that was torn in the making is left out."""
-    batches = []
+    """What was submitted from this store, oldest first; what is no batch's file is left out."""
+    batches: list[list[Element]] = []
     for path in store.root.glob("jobs/slurm/*/batch.json"):
         try:
-            batches.append((path.parent.name, read_json(path)))
-        except DataError:
+            elements = _elements(path.parent.name, read_json(path))
+        except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError):
             continue
-    for name, batch in sorted(batches, key=lambda item: (str(item[1].get("submitted")), item[0])):
-        for number, given in batch["elements"].items():
-            yield Element(
-                name, int(number), bool(batch["array"]), tuple(given["todo"]), tuple(given["keys"]),
-                str(batch["submitted"]),
-            )  # fmt: skip
+        if elements:
+            batches.append(elements)
+    for elements in sorted(
+        batches, key=lambda elements: (elements[0].submitted, elements[0].batch)
+    ):
+        yield from elements
+
+
+def _elements(name: str, batch: dict[str, Any]) -> list[Element]:
+    array, submitted = bool(batch["array"]), str(batch["submitted"])
+    return [
+        Element(name, int(number), array, tuple(given["todo"]), tuple(given["keys"]), submitted)
+        for number, given in batch["elements"].items()
+    ]
 
 
 def job_of(store: Store, batch: str) -> str | None:
