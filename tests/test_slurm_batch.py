@@ -437,11 +437,9 @@ def test_an_element_is_never_taken_for_its_whole_array() -> None:
 WORKER = """
 import signal, sys, time
 from pathlib import Path
-here = Path(sys.argv[1]).parent
 def stop(number, frame):
     sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
-(here / "started").touch()
 {body}
 """
 
@@ -471,7 +469,6 @@ def job(
         for stage in chain:
             if stage.kind in built:
                 write_json(store.artefact(stage.key) / "stage.json", {})
-        (place / "started").unlink(missing_ok=True)
         code = (
             "import os, sys; from pathlib import Path\n"
             "from cxrbench.runner.engines import slurm_job\n"
