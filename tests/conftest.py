@@ -16,8 +16,9 @@ SAMPLES_VARIABLE = "CXRBENCH_SAMPLES"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests run only when they are asked for: `-m slow`, or CXRBENCH_SLOW=1 for all."""
-    if "slow" in config.option.markexpr or os.environ.get(SLOW_VARIABLE) == "1":
+    """Slow tests run only when they are asked for: `-m slow`, `-m slurm`, or CXRBENCH_SLOW=1 for all."""
+    asked = any(word in config.option.markexpr for word in ("slow", "slurm"))
+    if asked or os.environ.get(SLOW_VARIABLE) == "1":
         return
     skip = pytest.mark.skip(reason=f"slow; run with -m slow or {SLOW_VARIABLE}=1")
     for item in items:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from cxrbench.cli import common
+from cxrbench.cli import cluster, common
 from cxrbench.cli.common import say
 from cxrbench.core.errors import UsageError
 from cxrbench.core.registry import Registry, normalise
 from cxrbench.core.store import Store
 
 if TYPE_CHECKING:
-    from cxrbench.core.spec import BenchSpec, Execution
+    from cxrbench.core.spec import BenchSpec
     from cxrbench.runner.bench import Mode, Result
     from cxrbench.runner.plan import Plan
 
@@ -24,25 +24,6 @@ def register(app: typer.Typer) -> None:
     app.command()(bench)
     app.command()(plan)
     app.command()(status)
-
-
-def _execution(
-    gpus: int | None,
-    devices: int | None,
-    accelerator: str | None,
-    slots: int,
-    workers: int | None,
-    wandb: str | None,
-    group: str,
-) -> "Execution":
-    from cxrbench.core.spec import Execution
-    from cxrbench.runner.devices import choose
-
-    chosen = choose(
-        gpus=gpus, devices=devices, accelerator=accelerator, slots=slots, workers=workers
-    )
-    update = {"wandb": common.wandb_mode(wandb), "group": group}
-    return Execution.parse({**chosen.model_dump(), **update}, where="options")
 
 
 def run(
@@ -92,6 +73,12 @@ def run(
         ),
     ] = False,
     wandb: common.Wandb = None,
+    engine: common.Engine = "local",
+    partition: common.Partition = None,
+    account: common.Account = None,
+    time: common.Time = None,
+    mem: common.Mem = None,
+    cpus: common.Cpus = None,
     mode: Annotated[str, typer.Option(help="missing, force or collect.")] = "missing",
     plugin: common.Plugin = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
@@ -135,8 +122,9 @@ def run(
         },
         where="options",
     )
-    execution = _execution(gpus, devices, accelerator, 1, workers, wandb, spec.name)
-    _run_spec(spec, registry, execution, mode, dry_run=dry_run, as_json=as_json)
+    place = cluster.Place(engine, partition, account, time, mem, cpus)
+    where = cluster.settle(place, spec, gpus, devices, accelerator, None, workers, wandb)
+    _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 
 def _external(word: str) -> dict[str, Any]:
@@ -176,6 +164,12 @@ def bench(
     slots: common.Slots = 0,
     workers: common.Workers = None,
     wandb: common.Wandb = None,
+    engine: common.Engine = "local",
+    partition: common.Partition = None,
+    account: common.Account = None,
+    time: common.Time = None,
+    mem: common.Mem = None,
+    cpus: common.Cpus = None,
     mode: Annotated[str, typer.Option(help="missing, force or collect.")] = "missing",
     plugin: common.Plugin = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
@@ -184,8 +178,9 @@ def bench(
     """Run a benchmark file: every method on every fold, then the leaderboard."""
     registry = common.registry_of(plugin)
     spec = _spec(spec_file, registry, only, data)
-    execution = _execution(gpus, devices, accelerator, slots, workers, wandb, spec.name)
-    _run_spec(spec, registry, execution, mode, dry_run=dry_run, as_json=as_json)
+    place = cluster.Place(engine, partition, account, time, mem, cpus)
+    where = cluster.settle(place, spec, gpus, devices, accelerator, slots, workers, wandb)
+    _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 
 def _spec(path: Path, registry: Registry, only: list[str], data: list[str]) -> "BenchSpec":
@@ -213,9 +208,8 @@ def _spec(path: Path, registry: Registry, only: list[str], data: list[str]) -> "
 
 
 def _run_spec(
-    spec: "BenchSpec",
+    where: cluster.Where,
     registry: Registry,
-    execution: "Execution",
     mode: str,
     *,
     dry_run: bool,
@@ -226,13 +220,18 @@ def _run_spec(
     if mode not in ("missing", "force", "collect"):
         raise UsageError(f"--mode {mode}: choose missing, force or collect")
     store = Store.default()
-    made = plan_bench(spec, registry, store, execution.accelerator, common.reporter())
+    spec, execution = where.spec, where.execution
+    accelerator, reporter = execution.accelerator, common.reporter()
+    made = plan_bench(spec, registry, store, accelerator, reporter, precision=where.precision)
     if dry_run:
         _show_plan(made, store, as_json=as_json)
         return
     missing = made.missing(store)
     fits = sum(stage.kind == "fit" for stage in missing.values())
     say(f"{spec.name}: {len(made.runs)} runs, {len(missing)} stages to build ({fits} trainings)")
+    if execution.engine == "slurm" and mode != "collect":
+        cluster.submit(made, store, registry, where, force=mode == "force", as_json=as_json)
+        return
     with common.live() as (show, tell):
         chosen = cast("Mode", mode)
         result = run_bench(made, registry, store, execution, chosen, show=show, tell=tell)
@@ -333,6 +332,23 @@ def _show_plan(made: "Plan", store: Store, *, as_json: bool) -> None:
         console.print(f"LEAK {leak}", style="bold red", markup=False)
 
 
+def _show_jobs(found: dict[str, Any]) -> None:
+    """The jobs of a cluster; those that ended without their stage are what to submit again."""
+    if found["queue_error"]:
+        say(f"the queue cannot be read: {found['queue_error']}")
+    failed = {item["stage"] for item in found["failed"]}
+    for job in found["jobs"]:
+        why = f" ({job['reason']})" if job["reason"] not in ("", "None") else ""
+        how = f": {job['progress']}" if job["progress"] else ""
+        if job["alive"]:
+            print(f"  job {job['job']} {job['state'].lower()}{why} {job['stage']}{how}")
+        elif job["stage"] not in failed:
+            blocked = "blocked" if job["reason"] == "DependencyNeverSatisfied" else "ended"
+            print(
+                f"  job {job['job']} {blocked} {job['stage']}: {job['state'].lower()}{why}; not built"
+            )
+
+
 def status(as_json: common.Json = False) -> None:
     """What the store holds: records, unfinished and failed stages."""
     from cxrbench.runner.status import read_status
@@ -346,6 +362,7 @@ def status(as_json: common.Json = False) -> None:
     for name, counts in sorted(found["records"].items()):
         print(f"  {name}: {counts} records")
     print(f"  {found['artefacts']} artefacts built")
+    _show_jobs(found)
     for item in found["unfinished"]:
         print(f"  unfinished {item['stage']}: {item['progress']}")
     for item in found["stale"]:

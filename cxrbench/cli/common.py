@@ -43,6 +43,14 @@ Workers = Annotated[int | None, typer.Option(min=0, help="Loader processes of on
 Wandb = Annotated[
     str | None, typer.Option(help="online, offline or off. (default: online if logged in)")
 ]
+Engine = Annotated[
+    str, typer.Option(help="local, or slurm: put the stages into a cluster's queue and end.")
+]
+Partition = Annotated[str | None, typer.Option(help="--engine slurm: of the cluster.")]
+Account = Annotated[str | None, typer.Option(help="--engine slurm: who is charged.")]
+Time = Annotated[str | None, typer.Option(help="--engine slurm: limit of a job, 4:00:00 or 2-00.")]
+Mem = Annotated[str | None, typer.Option(help="--engine slurm: memory of a job, 32G.")]
+Cpus = Annotated[int | None, typer.Option(min=1, help="--engine slurm: cores of a job.")]
 PLAIN_SECONDS = 30.0  # between progress lines when the output is not a terminal
 
 

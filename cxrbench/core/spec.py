@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from cxrbench.core.cluster import Cluster
 from cxrbench.core.frozen import Frozen
 
 Preset = Literal["paper", "code", "tuned", "quick"]
@@ -74,6 +75,7 @@ class MethodParams(Frozen):
 class Execution(Frozen):
     """Where and how stages run: recorded, never part of an identity."""
 
+    engine: Literal["local", "slurm"] = "local"
     accelerator: Literal["cpu", "gpu"] = "cpu"
     devices: int = Field(1, ge=1, description="processes of one training")
     slots: int = Field(1, ge=1, description="stages that run at the same time")
@@ -157,3 +159,4 @@ class BenchSpec(Frozen):
     externals: list[ExternalEntry] = []
     test_on: list[TestEntry] = []
     skip_unreadable: bool = False
+    cluster: Cluster = Cluster()

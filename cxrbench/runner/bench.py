@@ -70,10 +70,15 @@ def plan_bench(
     store: Store,
     accelerator: str,
     progress: Progress | None = None,
+    *,
+    precision: str | None = None,
 ) -> Plan:
-    """The plan; ConfigError when any run would see its own test patients."""
+    """The plan; ConfigError when any run would see its own test patients.
+
+    `precision` is what `auto` stands for, where that is not for this machine to say.
+    """
     store.check_writable()
-    precision = auto_precision(accelerator)
+    precision = precision or auto_precision(accelerator)
     plan = make_plan(spec, registry, store, precision=precision, progress=progress)
     if accelerator == "cpu" and any(_precision(s) == "16-mixed" for s in plan.graph.values()):
         raise UsageError("precision 16-mixed needs a GPU; use 32-true, or bf16-mixed to try it out")

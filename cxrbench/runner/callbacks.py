@@ -1,6 +1,7 @@
 """What happens around the steps of a training: randomness, saving, choosing, watching, stopping."""
 
 import json
+import os
 import signal
 import threading
 import time
@@ -19,6 +20,8 @@ from cxrbench.core.errors import CxrbenchError, InterruptedRunError
 from cxrbench.core.seed import derive_seed
 from cxrbench.core.store import write_atomic
 from cxrbench.runner.checkpoint import register_state, state_path
+
+TWICE = 3.0  # seconds within which two stop signals are one
 
 
 class NonFiniteLossError(CxrbenchError):
@@ -182,8 +185,8 @@ class AveragedWeights(EMAWeightAveraging):
 class SaveState(Callback):
     """Saves the training state by time, by steps if asked, and at SIGTERM; at an epoch's end if it can.
 
-    The first SIGTERM or SIGINT ends the step, saves and raises InterruptedRunError; a second one
-    ends the process at once.
+    The first SIGTERM or SIGINT ends the step, saves and raises InterruptedRunError; another one, seconds
+    later, ends the process at once. A batch system may signal a worker and its parent at the same time.
     """
 
     def __init__(
@@ -193,6 +196,7 @@ class SaveState(Callback):
         self.steps, self.seconds = steps, seconds
         self._saved_at = time.monotonic()
         self._asked = False
+        self._asked_at: float | None = None
         self._handlers: dict[signal.Signals, signal.Handlers] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
@@ -203,8 +207,12 @@ class SaveState(Callback):
                 signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        self._asked_at = self._asked_at or now
+        if now - self._asked_at > TWICE:
+            self._restore()
+            os.kill(os.getpid(), number)
         self._asked = True
-        self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._handlers.items():

@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
+from cxrbench.core.cluster import Cluster, Request
 from cxrbench.core.errors import UsageError
-from cxrbench.core.spec import Execution
+from cxrbench.core.spec import BenchSpec, Execution
 
 # Without one of these no driver is loaded, and asking torch (seconds to import) is needless.
 DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
@@ -81,3 +82,63 @@ def choose(
         threads=threads,
         workers=default if workers is None else workers,
     )
+
+
+def gpus_of_jobs(
+    cluster: Cluster, *, gpus: int | None, devices: int | None, accelerator: str | None
+) -> Cluster:
+    """The cluster's block with the number of GPUs of a training; UsageError where nobody says it.
+
+    What the other machines have cannot be found out here.
+    """
+    if gpus is not None and (devices is not None or accelerator is not None):
+        raise UsageError("--gpus stands alone; or pass --devices N with --accelerator cpu|gpu")
+    if accelerator not in (None, "cpu", "gpu"):
+        raise UsageError(f"--accelerator {accelerator}: choose cpu or gpu")
+    if accelerator is not None:
+        gpus = 0 if accelerator == "cpu" else devices or 1
+    if gpus is None:
+        gpus = cluster.gpus
+    if gpus is None:
+        raise UsageError(
+            "what a cluster's nodes have is not known here: pass --gpus N for a training (0 is the CPU), "
+            "or write cluster.gpus into the benchmark's file"
+        )
+    return cluster.model_copy(update={"gpus": gpus})
+
+
+def precision_of_jobs(spec: BenchSpec, cluster: Cluster) -> str:
+    """What `precision: auto` stands for in jobs; UsageError where this machine cannot tell and nobody says."""
+    if not cluster.gpus:
+        return "32-true"
+    given = spec.recipe.get("precision", "auto")
+    if given != "auto":
+        return str(given)
+    if gpu_count():
+        return auto_precision("gpu")
+    raise UsageError(
+        "there is no GPU here to tell which precision the cluster's GPUs are for; say it: recipe.precision "
+        "bf16-mixed (A100 and later) or 16-mixed, in the benchmark's file or by `run --precision`"
+    )
+
+
+def cores_of_job(request: Request, devices: int) -> int:
+    """The cores that a job asks for: four for each GPU, two for each process on CPUs, unless it says."""
+    return request.cpus or devices * (4 if request.gpus else 2)
+
+
+def execution_of_job(base: Execution, cluster: Cluster, request: Request) -> Execution:
+    """How the stages of one job run on what it asks for; `base.devices` are processes on CPUs."""
+    devices = request.gpus or (base.devices if base.accelerator == "cpu" else 1)
+    cores = cores_of_job(request, devices)
+    workers = cluster.workers
+    if workers is None:
+        workers = min(8, max(1, cores // devices)) if request.gpus else 0
+    update = {
+        "accelerator": "gpu" if request.gpus else "cpu",
+        "devices": devices,
+        "slots": 1,
+        "threads": 0 if request.gpus else max(1, cores // devices),
+        "workers": workers,
+    }
+    return base.model_copy(update=update)

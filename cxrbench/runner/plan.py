@@ -19,8 +19,9 @@ from cxrbench.runner.bind import Binding, Progress, bind
 from cxrbench.runner.graph import Graph, from_json, graph_of, to_json
 from cxrbench.runner.unfold import PlannedRun, Setting, unfold
 
-# Where data lie is no part of a plan's identity.
+# Where data lie is no part of a plan's identity, nor is what a cluster is asked for.
 NOT_IDENTITY: Any = {kind: {"__all__": {"path"}} for kind in ("datasets", "test_on", "externals")}
+NOT_IDENTITY["cluster"] = True
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,22 @@ class Plan:
     bindings: dict[str, Binding]
     roots: dict[str, Path | None]
     leaks: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON, for jobs that leave its records."""
+        return {
+            "name": self.name,
+            "runs": [run.model_dump(mode="json") for run in self.runs],
+            "nodes": to_json(self.graph),
+            "bindings": [b.model_dump(mode="json") for b in self.bindings.values()],
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], *, where: str) -> "Plan":
+        """The plan of `to_json`, without the folders of its data."""
+        runs = [PlannedRun.parse(run, where=where) for run in value["runs"]]
+        bindings = [Binding.parse(each, where=where) for each in value["bindings"]]
+        return cls(value["name"], runs, from_json(value["nodes"]), _by_name(bindings), {})
 
     def stages_of(self, run: PlannedRun) -> Graph:
         """The stages of one run, parents first."""

@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cxrbench.core.registry import Registry
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
-from cxrbench.core.store import Store, write_json
-from cxrbench.runner.engines.local import LocalEngine, Running
-from cxrbench.runner.graph import Graph, to_json
+from cxrbench.core.store import Store
+from cxrbench.runner.chains import chain_from, write_job
+from cxrbench.runner.engines.base import Worker, attached
+from cxrbench.runner.graph import Graph
 from cxrbench.runner.plan import Plan
+from cxrbench.runner.worker import failure_path, how_it_ended
 
 TICK = 0.2  # seconds between looks at the workers
 
@@ -97,8 +98,8 @@ class _Sweep:
         self.tell, self.built = tell, built
         self.pending: Graph = plan.missing(store)
         self.total = len(self.pending)
-        self.engine = LocalEngine(execution)
-        self.running: dict[str, Running] = {}  # by the digest that heads the chain
+        self.engine = attached(execution)
+        self.running: dict[str, Worker] = {}  # by the digest that heads the chain
         self.chains: dict[str, list[Stage]] = {}
         self.outcome = Outcome()
 
@@ -133,42 +134,15 @@ class _Sweep:
         return all(p.digest in soon or self.store.has(p.key) for p in stage.parents())
 
     def _start(self, stage: Stage) -> None:
-        chain = self._chain(stage)
-        job = self._job(chain)
+        chain = chain_from(stage, self.pending, self._ready)
+        path = self.store.folder("jobs") / f"{stage.digest[:16]}.json"
+        job = write_job(path, self.plan, self.store, self.registry, self.execution, chain)
         for each in chain:
             del self.pending[each.digest]
-            self._failure_file(each).unlink(missing_ok=True)
+            failure_path(self.store, each).unlink(missing_ok=True)
         self.chains[stage.digest] = chain
         self.running[stage.digest] = self.engine.start(job, job.with_suffix(".log"))
         self.tell(f"start  {' + '.join(s.key for s in chain)}")
-
-    def _chain(self, stage: Stage) -> list[Stage]:
-        """The stage and the predictions and scores that only wait for it: one worker does them."""
-        chain, soon = [stage], {stage.digest}
-        for other in self.pending.values():
-            follows = other.kind in ("predict", "score") and any(
-                p.digest in soon for p in other.parents()
-            )
-            if follows and self._ready(other, soon):
-                chain.append(other)
-                soon.add(other.digest)
-        return chain
-
-    def _job(self, chain: list[Stage]) -> Path:
-        nodes: Graph = {}
-        for stage in chain:
-            nodes.update(stage.ancestry())
-        path = self.store.folder("jobs") / f"{chain[0].digest[:16]}.json"
-        write_json(path, {
-            "store": str(self.store.root),
-            "todo": [stage.digest for stage in chain],
-            "nodes": to_json(nodes),
-            "roots": {k: str(v.expanduser().resolve()) if v else None
-                      for k, v in self.plan.roots.items()},
-            "plugins": [str(path) for path in self.registry.plugins],
-            "execution": self.execution.model_dump(mode="json"),
-        })  # fmt: skip
-        return path
 
     def collect(self) -> None:
         """Note the ends of workers: what they published counts, not how they exited."""
@@ -190,21 +164,16 @@ class _Sweep:
                     self.outcome.blocked += [s.digest for s in chain[place + 1 :]]
                     break
 
-    def _note_failure(self, stage: Stage, head: str, worker: Running) -> None:
+    def _note_failure(self, stage: Stage, head: str, worker: Worker) -> None:
         log = self.store.root / "jobs" / f"{head[:16]}.log"
         failure = {"stage": stage.key, "log": str(log), "exit_code": worker.code}
         try:
-            failure = {**failure, **json.loads(self._failure_file(stage).read_text())}
+            failure = {**failure, **json.loads(failure_path(self.store, stage).read_text())}
         except (OSError, ValueError):
-            code = worker.code
-            how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
-            failure["error"] = f"the worker was {how}" if code < 0 else f"the worker {how}"
+            failure["error"] = how_it_ended(worker.code)
         self.outcome.failed[stage.digest] = failure
         self._block(stage)
         self.tell(f"failed {stage.key}: {failure['error']}")
-
-    def _failure_file(self, stage: Stage) -> Path:
-        return self.store.folder("jobs") / f"{stage.digest[:16]}.failure.json"
 
     def _block(self, failed: Stage) -> None:
         for stage in list(self.pending.values()):

@@ -1,4 +1,4 @@
-"""What a store holds, from its files alone."""
+"""What a store holds, from its files, and what a queue holds of it."""
 
 import json
 from collections import Counter
@@ -25,7 +25,12 @@ def read_status(store: Store) -> dict[str, Any]:
             except (OSError, ValueError, KeyError):
                 progress = "no step yet"
             unfinished.append({"stage": folder.name, "progress": progress})
+    from cxrbench.runner.engines.slurm_queue import describe_jobs
+
+    queue = describe_jobs(store)
     return {
+        "jobs": _with_progress(queue["jobs"], unfinished),
+        "queue_error": queue["error"],
         "store": str(store.root),
         "records": dict(records),
         "artefacts": len(artefacts),
@@ -33,6 +38,14 @@ def read_status(store: Store) -> dict[str, Any]:
         "failed": _failures(store),
         "stale": _stale(store),
     }
+
+
+def _with_progress(
+    jobs: list[dict[str, Any]], unfinished: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The jobs of a cluster's queue, with how far their stage is."""
+    pulses = {item["stage"]: item["progress"] for item in unfinished}
+    return [{**job, "progress": pulses.get(job["stage"])} for job in jobs]
 
 
 def _failures(store: Store) -> list[dict[str, Any]]:

@@ -100,7 +100,8 @@ def make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         sync_batchnorm=synchronised,
-        default_root_dir=root,
+        # On SLURM, Lightning begins with any hpc_ckpt_*.ckpt that lies there, whoever left it.
+        default_root_dir=root / "none",
     )
 
 
@@ -188,5 +189,6 @@ def _hush() -> None:
         ".*LeafSpec.*",
         ".*sync_dist.*",
         ".*tensorboardX.*",
+        ".*`srun` command is available.*",
     ):
         warnings.filterwarnings("ignore", text)

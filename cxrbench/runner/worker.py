@@ -56,6 +56,15 @@ def failure_path(store: Store, stage: Stage) -> Path:
     return store.folder("jobs") / f"{stage.digest[:16]}.failure.json"
 
 
+def how_it_ended(code: int) -> str:
+    """The end of a worker that left no reason; `code` is -N where signal N killed it."""
+    return (
+        f"the worker was killed by signal {-code}"
+        if code < 0
+        else f"the worker ended with code {code}"
+    )
+
+
 def build_stage(job: Job, stage: Stage, context: Any) -> None:
     """Build and publish a stage unless it is there; waits when another process is at it."""
     lock = job.store.lock(stage.key)

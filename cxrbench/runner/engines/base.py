@@ -1,0 +1,47 @@
+"""What a sweep asks of an attached engine."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from cxrbench.core.errors import UsageError
+from cxrbench.core.spec import Execution
+
+
+class Worker(Protocol):
+    """A worker that an engine has started."""
+
+    def ended(self) -> bool:
+        """Whether it is gone; what it published counts, not how it went."""
+
+    @property
+    def code(self) -> int:
+        """The exit code of one that is gone; -N where signal N killed it."""
+
+
+W = TypeVar("W", bound=Worker)
+
+
+class Engine(Protocol[W]):
+    """Starts workers somewhere; the order, the failures and the records are the sweep's."""
+
+    def has_room(self) -> bool:
+        """Whether one more worker can be started now."""
+
+    def start(self, job: Path, log: Path) -> W:
+        """Run `worker job`; what it prints is added to its log."""
+
+    def finished(self, running: W) -> None:
+        """The sweep has seen that a worker ended."""
+
+    def stop(self, workers: list[W], *, at_once: Callable[[], bool]) -> None:
+        """Ask workers to save and end (SIGTERM); kill them when `at_once`, or after a grace time."""
+
+
+def attached(execution: Execution) -> Engine[Any]:
+    """The attached engine that an execution names."""
+    from cxrbench.runner.engines.local import LocalEngine
+
+    if execution.engine != "local":
+        raise UsageError(f"--engine {execution.engine} runs no sweep of this process")
+    return LocalEngine(execution)
