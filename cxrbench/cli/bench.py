@@ -13,7 +13,7 @@ from cxrbench.core.registry import Registry, normalise
 from cxrbench.core.store import Store
 
 if TYPE_CHECKING:
-    from cxrbench.core.spec import BenchSpec
+    from cxrbench.core.spec import BenchSpec, Execution
     from cxrbench.runner.bench import Mode, Result
     from cxrbench.runner.plan import Plan
 
