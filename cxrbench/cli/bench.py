@@ -241,6 +241,7 @@ def _run_spec(
 def _report(result: "Result", store: Store, execution: "Execution", *, as_json: bool) -> None:
     from cxrbench.cli.board import rank, show_tables, write_pages
     from cxrbench.core.record import read_record
+    from cxrbench.leaderboard.files import NAMES, write_tables
     from cxrbench.runner.finish import find_records
 
     paths = [path for run in result.plan.runs for path in find_records(store, run)]
@@ -252,9 +253,10 @@ def _report(result: "Result", store: Store, execution: "Execution", *, as_json: 
     elif records:
         folder = store.root / "leaderboard" / result.plan.name
         tables = rank(records, store)
-        show_tables(tables, [], folder)
-        page = folder / "site" / "index.html"
-        if result.records or not page.is_file():  # drawing figures takes seconds
+        page, files = folder / "site" / "index.html", [folder / name for name in NAMES]
+        new = bool(result.records) or not all(path.is_file() for path in (page, *files))
+        show_tables(tables, [], write_tables(tables, [], folder) if new else files)
+        if new:  # drawing figures takes seconds
             write_pages(tables, records, [], page.parent, store)
         else:
             print(page)

@@ -66,6 +66,7 @@ def leaderboard(
     """Rank the records: a table here; Markdown, CSV, LaTeX, Parquet and JSON on disk; pages on request."""
     from cxrbench.core.errors import MissingInputError, UsageError
     from cxrbench.core.record import read_records
+    from cxrbench.leaderboard.files import write_tables
 
     mirror = common.wandb_mode(wandb or "off")
     if as_json and (html or serve or mirror != "off"):
@@ -89,7 +90,8 @@ def leaderboard(
 
         print(to_json(tables, excluded), end="")
         return
-    show_tables(tables, excluded, out or store.root / "leaderboard")
+    files = write_tables(tables, excluded, out or store.root / "leaderboard")
+    show_tables(tables, excluded, files)
     if html or serve or mirror != "off":
         folder = html or store.root / "leaderboard" / "site"
         first = write_pages(tables, records, excluded, folder, store)
@@ -166,16 +168,14 @@ def _log(tables: "list[Table]", site: Path, mode: str, store: Store, *, report: 
             print(address)
 
 
-def show_tables(tables: "list[Table]", excluded: list[str], folder: Path) -> None:
-    """Print the tables and write their files."""
+def show_tables(tables: "list[Table]", excluded: list[str], files: list[Path]) -> None:
+    """Print the tables, and where their files are."""
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    from cxrbench.leaderboard.files import write_tables
     from cxrbench.leaderboard.markdown import HEADER, cells, floor_line
 
-    files = write_tables(tables, excluded, folder)
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDE)
@@ -249,10 +249,11 @@ def publish(
 ) -> None:
     """Copy clean and complete records to benchmarks/results/, and rank them there."""
     from cxrbench.core.record import read_records
+    from cxrbench.leaderboard.files import write_tables
     from cxrbench.runner.publish import publish as publish_records
 
     for path in publish_records(Store.default(), to, dataset=dataset, methods=method):
         print(path)
     records, excluded = read_records(to)
     tables = rank([r for r in records if r.dataset == dataset], Store.default())
-    show_tables(tables, excluded, to / dataset)
+    show_tables(tables, excluded, write_tables(tables, excluded, to / dataset))
