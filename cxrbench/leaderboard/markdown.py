@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from cxrbench.core.spreadsheet import inert
 from cxrbench.core.store import write_atomic
 from cxrbench.leaderboard.compare import Comparison, Verdict
 from cxrbench.leaderboard.ranks import no_diagram
 from cxrbench.leaderboard.rows import BASELINES, METRICS, Row, Table, Value
 from cxrbench.leaderboard.sentences import MARKS, PLACES
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 HEADER = ("#", "method", "folds", "AUC", "PR-AUC", "P@95R", "P@95R val", "recall val",
           "Δ densenet121", "Δ vgg16", "val-test", "hours", "params", "published", "paper AUC",
           "marks")  # fmt: skip
@@ -175,11 +175,6 @@ def _cell(comparison: Comparison) -> str:
     return delta(comparison) + shown
 
 
-def _safe(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula is made plain text."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
-
-
 def to_csv(tables: list[Table]) -> str:
     """`leaderboard.csv`: one line a row, full precision."""
     columns = ["dataset", "split", "split_digest", "tested_on", "rank", "method", "preset", "changed", "folds_done",
@@ -193,7 +188,7 @@ def to_csv(tables: list[Table]) -> str:
     writer.writeheader()
     for table in tables:
         for row in table.rows:
-            writer.writerow({key: _safe(value) for key, value in _flat(table, row).items()})
+            writer.writerow({key: inert(value) for key, value in _flat(table, row).items()})
     return text.getvalue()
 
 
@@ -254,7 +249,7 @@ def pairs_to_csv(tables: list[Table]) -> str:
             names = (table.title, table.rows[pair.first].name, table.rows[pair.second].name)
             line = dict(zip(columns, names, strict=False))
             line |= {name: getattr(pair.comparison, name) for name in columns[3:]}
-            writer.writerow({key: _safe(value) for key, value in line.items()})
+            writer.writerow({key: inert(value) for key, value in line.items()})
     return text.getvalue()
 
 

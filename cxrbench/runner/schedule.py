@@ -14,6 +14,7 @@ from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
 from cxrbench.core.store import Store, write_json
 from cxrbench.runner.engines.local import LocalEngine, Running
+from cxrbench.runner.faults import how_it_ended
 from cxrbench.runner.graph import Graph, to_json
 from cxrbench.runner.plan import Plan
 
@@ -196,9 +197,7 @@ class _Sweep:
         try:
             failure = {**failure, **json.loads(self._failure_file(stage).read_text())}
         except (OSError, ValueError):
-            code = worker.code
-            how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
-            failure["error"] = f"the worker was {how}" if code < 0 else f"the worker {how}"
+            failure["error"] = how_it_ended(worker.code)
         self.outcome.failed[stage.digest] = failure
         self._block(stage)
         self.tell(f"failed {stage.key}: {failure['error']}")

@@ -1,6 +1,7 @@
 """Weights & Biases: a mirror of the stages. Files stay the truth, and no failure of it stops a stage."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
 from cxrbench.core.store import read_json
 
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 INIT_SECONDS = 20  # until an unreachable server is given up
 
 
@@ -41,8 +43,17 @@ def _start(stage: Stage, execution: Execution, folder: Path) -> Any | None:
                 settings=settings,
             )
         except Exception as error:  # whatever it is, the stage matters more
-            print(f"wandb {mode}: {type(error).__name__}: {error}; going on without", flush=True)
+            said = masked(f"{type(error).__name__}: {error}")
+            print(f"wandb {mode}: {said}; going on without", flush=True)
     return None
+
+
+def masked(text: str) -> str:
+    """The text without the values of variables that hold secrets: logs are kept and shown."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= 8:
+            text = text.replace(value, f"${name}")
+    return text
 
 
 def training_logger(stage: Stage, execution: Execution, folder: Path) -> Any | None:
