@@ -80,6 +80,21 @@ def log_summary(
     run = _start(stage, execution, folder)
     if run is None:
         return
+    try:
+        _log(run, artefact, facts)
+    except Exception as error:  # whatever it is, the artefact is there
+        print(f"wandb: {masked(f'{type(error).__name__}: {error}')}; going on without", flush=True)
+
+
+def finish(logger: Any) -> None:
+    """End the run of a training; a server that fails now costs nothing but the run's last lines."""
+    try:
+        logger.experiment.finish()
+    except Exception as error:
+        print(f"wandb: {masked(f'{type(error).__name__}: {error}')}; going on without", flush=True)
+
+
+def _log(run: Any, artefact: Path, facts: dict[str, Any]) -> None:
     run.summary.update(dict(_flat(facts)) | _scores(artefact / "scores.json"))
     pictures = artefact / "gallery.json"
     if pictures.is_file():

@@ -36,7 +36,7 @@ from cxrbench.runner.callbacks import (
 )
 from cxrbench.runner.checkpoint import AtomicCheckpointIO, newest_state
 from cxrbench.runner.determinism import noted_operations, promise
-from cxrbench.runner.tracking import training_logger
+from cxrbench.runner.tracking import finish, training_logger
 
 # Weights and two moments of each are a state of Adam. On disk lie two states and the one that is being
 # written, and two files of the best weights.
@@ -97,7 +97,8 @@ def make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         sync_batchnorm=recipe.sync_batchnorm and execution.devices > 1,
-        default_root_dir=root,
+        # On SLURM, Lightning begins with any hpc_ckpt_*.ckpt that lies there, whoever left it.
+        default_root_dir=root / "none",
     )
 
 
@@ -163,7 +164,7 @@ def train(
         }
         _leave(work, best.write(), history.rows, facts)
     if logger:
-        logger.experiment.finish()
+        finish(logger)
 
 
 def _leave(work: Path, weights: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:

@@ -45,8 +45,8 @@ class Job:
             self.execution = Execution.parse(value["execution"], where=str(path))
             self.registry = Registry(Path(p) for p in value["plugins"])
             self.roots = {name: Path(p) if p else None for name, p in value["roots"].items()}
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from None
+        except CxrbenchError as error:
+            raise type(error)(f"{path}: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise DataError(
                 f"{path}: not a job of cxrbench ({type(error).__name__}: {error}); run the command that "

@@ -87,6 +87,38 @@ def test_a_secret_in_an_error_of_weights_and_biases_is_masked(
     assert tracking.masked(said) == "key $WANDB_API_KEY is false"
 
 
+@pytest.mark.parametrize("where", ["init", "finish"])
+def test_a_failure_of_weights_and_biases_costs_no_stage(
+    store: Store, monkeypatch: pytest.MonkeyPatch, where: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    class Run:
+        id, summary = "x", {}
+
+        def __getattr__(self, name: str) -> Any:
+            def call(*args: Any, **named: Any) -> None:
+                if name == "finish":
+                    raise ConnectionError("gone")
+
+            return call
+
+    modes = []
+
+    def init(**named: Any) -> Any:
+        modes.append(named["mode"])
+        if where == "init":
+            raise TimeoutError("no answer")
+        return Run()
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(tracking, "training_logger", lambda *_: None)
+    code, plan = build(store, execution={"wandb": "online"})
+    assert code == 0 and all(store.has(stage.key) for stage in plan.graph.values())
+    assert modes[:2] == (["online", "offline"] if where == "init" else ["online", "online"])
+    assert "going on without" in capfd.readouterr().out
+
+
 HOSTILE = ("=HYPERLINK(1)", "+1", "-1+1", "@SUM(A1)", "\tx", "\rx", "\n=x")
 
 

@@ -143,6 +143,21 @@ def test_what_was_left_by_killed_workers_does_not_disturb(store: Store) -> None:
     assert not list((store.root / "partial").glob("*/*"))
 
 
+def test_a_foreign_state_of_slurm_is_not_begun_with(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"JOB_ID": "43", "JOB_NAME": "x", "NTASKS": "1", "PROCID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    plan, registry = planned(store)
+    work = store.partial(stage_of(plan, "fit").key)
+    for folder in (work, work / "states"):
+        folder.mkdir(exist_ok=True)
+        torch.save({"state_dict": {}, "epoch": 7}, folder / "hpc_ckpt_42.ckpt")
+    assert worker.main([str(write_job(plan, registry, store))]) == 0
+    facts = store.meta(stage_of(plan, "fit").key)["facts"]
+    assert facts["resumed"] is False and facts["epochs"] == 2
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
