@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cxrbench.core.errors import CxrbenchError
 from cxrbench.core.registry import Registry
+from cxrbench.core.spec import Execution
 from cxrbench.core.spreadsheet import inert
 from cxrbench.core.store import Store
 from cxrbench.data.export import TABLE, export_images
@@ -19,6 +21,7 @@ from cxrbench.data.index import Index
 from cxrbench.data.verify import verify_dataset
 from cxrbench.runner import apply, tracking
 from cxrbench.runner.bind import open_dataset
+from cxrbench.runner.engines.local import LocalEngine
 from cxrbench.runner.finish import write_records
 
 from jobs import build  # isort: skip
@@ -165,6 +168,32 @@ def test_every_writer_of_csv_writes_inert_text() -> None:
     assert writers >= 4
     # A data set's own miniature is written as its download is.
     assert [name for name in without if not name.startswith("data/")] == []
+
+
+@pytest.mark.parametrize(("losses", "says"), [(2, ""), (3, "killed 3 times")])
+def test_a_server_of_workers_that_is_killed_is_replaced(
+    tmp_path: Path, losses: int, says: str
+) -> None:
+    tries = []
+
+    class Process:
+        exitcode = 0
+
+        def __init__(self, **named: Any) -> None:
+            tries.append(named)
+
+        def start(self) -> None:
+            if len(tries) <= losses:
+                raise EOFError("unexpected EOF")
+
+    engine = LocalEngine(Execution())
+    engine.processes = type("Context", (), {"Process": Process})()
+    if says:
+        with pytest.raises(CxrbenchError, match=says):
+            engine.start(tmp_path / "job.json", tmp_path / "log")
+    else:
+        assert engine.start(tmp_path / "job.json", tmp_path / "log").ended()
+    assert len(tries) == 3
 
 
 HOLD = """
