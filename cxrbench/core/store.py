@@ -42,8 +42,6 @@ def fsync_tree(folder: Path) -> None:
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
 UNWRITABLE = (*FULL, errno.EROFS)
 ROOM = f"free some and run the same command again, or set {HOME_VARIABLE} to another disk"
 

@@ -209,7 +209,7 @@ def _flat(table: Table, row: Row) -> dict[str, Any]:
         "device": cost[0].get("device"),
         "device_hours": sum(c.get("device_hours") or 0.0 for c in cost),
         "parameters": cost[0].get("parameters"),
-        "paper_auc": ((row.reported or {}).get("macro") or {}).get("auc"),
+        "paper_auc": row.reported_auc,
     }
     for metric in METRICS:
         value = row.values[metric]

@@ -176,3 +176,22 @@ def test_a_field_ten_times_too_large_is_an_error_with_its_line(tmp_path: Path) -
     path.write_text(f"path,patient_id,Edema\na.png,1,1\nb.png,2,{'x' * 1_310_720}\n")
     with pytest.raises(DataError, match=r"t\.csv: line 3: field larger"):
         read_csv(path)
+
+
+ODD: list[Any] = [None, "x", [], {}, 5, True, -1.5, [None, None], ["a", "b"], {"a": None}]
+
+
+def test_no_edit_of_a_record_breaks_the_tables(tmp_path: Path) -> None:
+    """Every place of a record with something of another type: left out, or ranked."""
+    value, read = json.loads(RECORD.read_text()), 0
+    path = tmp_path / "x.json"
+    for place in places(value):
+        for odd in ODD:
+            path.write_text(json.dumps(edited(value, place, odd, False)))
+            try:
+                tables = collect([read_record(path)])
+            except DataError:
+                continue
+            read += 1
+            assert to_markdown(tables, []) and to_csv(tables), (place, odd)
+    assert read > 100
