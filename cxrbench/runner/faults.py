@@ -38,18 +38,18 @@ def explain(error: Exception, stage: Stage, execution: Execution, home: Path) ->
     if isinstance(error, CxrbenchError):
         return _without_traceback(error)
     if unwritable(error):
-        return CannotWriteError(f"{stage.key}: cannot write in {home} ({why_not(error, home)})")
+        return CannotWriteError(f"cannot write in {home} ({why_not(error, home)})")
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(text)):
         return MemoryFullError(_memory(error, stage, execution))
     if isinstance(error, RuntimeError) and LOADER.search(text):
         return LoaderError(
-            f"{stage.key}: a loader process of {execution.workers} died ({text.splitlines()[0]}); it was "
+            f"a loader process of {execution.workers} died ({text.splitlines()[0]}); it was "
             f"perhaps killed for want of memory ({_shared_memory()}): pass a smaller --workers, or "
             f"--workers 0 to load in the training process"
         )
     if isinstance(error, RuntimeError) and (found := SILENT_LOADER.search(text)):
         return LoaderError(
-            f"{stage.key}: the loader processes gave no batch for {found[1]} s; is the disk of the store "
+            f"the loader processes gave no batch for {found[1]} s; is the disk of the store "
             f"silent? Its pixels/ is what they read. --workers 0 loads in the training process"
         )
     if isinstance(error, RuntimeError) and execution.devices > 1:
@@ -70,10 +70,10 @@ def _memory(error: Exception, stage: Stage, execution: Execution) -> str:
     first = next(iter(str(error).splitlines()), "") or type(error).__name__
     recipe = stage.params.get("recipe")
     if not isinstance(recipe, dict):
-        return f"{stage.key}: out of memory ({first}); pass --slots 1"
+        return f"out of memory ({first}); pass --slots 1"
     batch, steps = int(recipe["batch_size"]), int(recipe["accumulate"])
     said = (
-        f"{stage.key}: out of memory ({first}) with recipe.batch_size {batch}, recipe.size "
+        f"out of memory ({first}) with recipe.batch_size {batch}, recipe.size "
         f"{recipe['size']}, recipe.precision {recipe['precision']} on {execution.devices} x "
         f"{execution.accelerator}"
     )
