@@ -8,7 +8,7 @@ PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
 ALONE := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test test-all lint format type lock clean
+.PHONY: help setup bench test test-all lint format type audit lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,11 @@ format: $(READY) ## repair style
 
 type: $(READY) ## check types
 	$(BIN)/mypy
+
+# --strict: a package that the advisory service does not know is a failure, not a pass.
+audit: $(READY) ## look up all pinned dependencies in the advisories of PyPI; needs the network
+	PATH="$$PATH:$(abspath $(BIN))" uv tool run --from pip-audit==2.10.1 pip-audit -r constraints.txt \
+	  --no-deps --disable-pip --progress-spinner off --strict
 
 lock: ## write constraints.txt anew from pyproject.toml
 	uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate --no-header \

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from cxrbench.core.redact import redact
+from cxrbench.core.redact import masked, redact
 
 Mode = Literal["off", "offline", "online"]
 Tell = Callable[[str], None]
@@ -60,7 +60,7 @@ def open_run(
             )
         except Exception as error:  # whatever it is, what is logged matters more
             what = "going on offline" if attempt == "online" else "going on without"
-            tell(f"wandb {attempt}: {_first_line(error)}; {what}")
+            tell(f"wandb {attempt}: {first_line(error)}; {what}")
             if attempt == "online":
                 _gave_up.append(str(error))
             # Else its service holds the id of the run that could not begin, and refuses it offline, too.
@@ -89,8 +89,9 @@ def _settings(wandb: Any, measured: bool) -> Any:
     )
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+def first_line(error: Exception) -> str:
+    """Kind and first line of an error, without secrets."""
+    lines = masked(str(error)).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
@@ -99,7 +100,7 @@ def finish_run(run: Any, tell: Tell) -> None:
     try:
         run.finish()
     except Exception as error:
-        tell(f"wandb: {_first_line(error)}; {sync_command(Path(run.settings.root_dir))}")
+        tell(f"wandb: {first_line(error)}; {sync_command(Path(run.settings.root_dir))}")
 
 
 def is_uploaded(run: Path) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cxrbench.core.digest import canonical_json, digest
 from cxrbench.core.errors import ConfigError, DataError
@@ -109,6 +109,37 @@ class Record(Frozen):
         if auc is not None and not (isinstance(auc, int | float) and 0 <= auc <= 1):
             raise ValueError("macro.auc must be a number from 0 to 1, or null")
         return scores
+
+    @model_validator(mode="after")
+    def _readable(self) -> "Record":
+        """What tables and pages compute with is what it should be, whoever wrote the record."""
+        for name, value in self.scores["macro"].items():
+            if not _is_score(name, value):
+                raise ValueError(f"scores.macro.{name}: {value!r} is no such score")
+        for name, value in self.cost.items():
+            fits = isinstance(value, str) if name in ("device", "gpu") else _is_number(value)
+            if value is not None and not fits:
+                raise ValueError(f"cost.{name}: {value!r} is no such cost")
+        if not isinstance(self.params.get("recipe", {}), dict):
+            raise ValueError("params.recipe must be an object")
+        return self
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_score(name: str, value: Any) -> bool:
+    """Whether a value may stand under a name of `scores.macro`; null may everywhere."""
+    if value is None:
+        return True
+    if name.endswith("_interval"):
+        return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+    if name.startswith("labels_"):
+        return isinstance(value, list) and all(isinstance(label, str) for label in value)
+    if name == "floor":
+        return isinstance(value, dict) and all(v is None or _is_number(v) for v in value.values())
+    return _is_number(value)
 
 
 def write_record(folder: Path, record: Record) -> Path:

@@ -41,6 +41,51 @@ def fsync_tree(folder: Path) -> None:
     _fsync(folder)
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (*FULL, errno.EROFS)
+ROOM = f"free some and run the same command again, or set {HOME_VARIABLE} to another disk"
+
+
+def unwritable(error: BaseException) -> OSError | None:
+    """The system's error behind one: a disk that is full, over its quota or read-only; None for any other.
+
+    Libraries wrap it in errors of their own: torch says "unexpected pos".
+    """
+    seen: list[BaseException] = []
+    behind: BaseException | None = error
+    while behind is not None and behind not in seen:
+        if isinstance(behind, OSError) and behind.errno in UNWRITABLE:
+            return behind
+        seen.append(behind)
+        behind = behind.__cause__ or behind.__context__
+    return None
+
+
+def why_not(error: BaseException, folder: Path, need: int | None = None) -> str:
+    """Why something could not be written in a folder; of a full disk, the bytes that are free."""
+    cause = unwritable(error) or error
+    said = str((cause.strerror if isinstance(cause, OSError) else None) or cause)
+    if not isinstance(cause, OSError) or cause.errno not in FULL:
+        return said
+    wanted = f"{need:,} bytes are needed, " if need else ""
+    return f"{said}: {wanted}{free_bytes(folder):,} bytes are free; {ROOM}"
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that a user may still write where a folder lies, or will lie."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def require_room(folder: Path, need: int, what: str) -> None:
+    """CannotWriteError now, not after hours, when a folder's disk has no room for what will be written."""
+    if (free := free_bytes(folder)) < need:
+        raise CannotWriteError(
+            f"{folder}: {what} need {need:,} bytes, {free:,} bytes are free; {ROOM}"
+        )
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     try:
@@ -56,7 +101,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
         _fsync(path.parent)
     except OSError as error:
-        raise CannotWriteError(f"{path}: cannot write ({error.strerror or error})") from error
+        why = why_not(error, path.parent, len(data))
+        raise CannotWriteError(f"{path}: cannot write ({why})") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -176,15 +222,15 @@ class Store:
     def publish(self, key: str, out: Path, meta: dict[str, Any]) -> bool:
         """Make a finished folder the artefact; False when another process was first."""
         write_json(out / "stage.json", meta)
-        fsync_tree(out)
         target = self.artefact(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
+            fsync_tree(out)
+            target.parent.mkdir(parents=True, exist_ok=True)
             out.rename(target)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and self.has(key):
                 return False
-            raise CannotWriteError(f"{target}: cannot publish ({error.strerror})") from error
+            raise CannotWriteError(f"{target}: cannot publish ({why_not(error, out)})") from error
         _fsync(target.parent)
         return True
 

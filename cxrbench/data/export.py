@@ -14,6 +14,7 @@ from PIL import Image
 
 from cxrbench.core.columns import ATTRIBUTES
 from cxrbench.core.errors import CannotWriteError, DataError, UsageError
+from cxrbench.core.spreadsheet import inert
 from cxrbench.data.index import Index
 
 Grey = npt.NDArray[np.uint8]
@@ -86,4 +87,5 @@ def _table(index: Index, parts: npt.NDArray[np.object_] | None, names: list[str]
         columns["split"] = np.where(np.isin(parts, ("train", "val", "test")), parts, "")
     columns |= {name: index.frame[name] for name in EXTRA if name in index.frame.columns}
     labels = index.frame[list(index.labels)].astype("Int64")  # 1, 0 or blank
-    return pd.concat([pd.DataFrame(columns), labels.reset_index(drop=True)], axis=1)
+    table = pd.concat([pd.DataFrame(columns).map(inert), labels.reset_index(drop=True)], axis=1)
+    return table.rename(columns=inert)

@@ -10,8 +10,8 @@ All randomness is a function of (seed, epoch, row): never of a generator's histo
 workers or of devices. So an interrupted training goes on exactly as if it had not been interrupted.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NotRequired, TypedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import cv2
 import lightning as L
@@ -31,6 +31,7 @@ from cxrbench.metrics.boxes import box_of_mask
 
 Pixels = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
+Made = TypeVar("Made")
 WORKER_TIMEOUT = 300  # seconds until a silent loader process is an error
 
 
@@ -75,10 +76,11 @@ class ViewDataset(Dataset[Batch]):
         seeds = [derive_seed(self.seed, "augment", epoch, row) for epoch, row in items]
         masks: list[Pixels] = []
         if self.masks is None:
-            views = [self._view(image, seed) for image, seed in zip(gathered, seeds, strict=True)]
+            args = zip(rows, gathered, seeds, strict=True)
+            views = [self._named(self._view, *each) for each in args]
         else:
-            triples = zip(gathered, self.masks[rows], seeds, strict=True)
-            pairs = [self._both(*triple) for triple in triples]
+            every = zip(rows, gathered, self.masks[rows], seeds, strict=True)
+            pairs = [self._named(self._both, *each) for each in every]
             views, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
         batch = Batch(
             image=torch.from_numpy(np.stack(views)).unsqueeze(-3),  # the channel, before [S, S]
@@ -105,6 +107,15 @@ class ViewDataset(Dataset[Batch]):
             if isinstance(state[name], str):
                 state[name] = np.load(state[name], mmap_mode="r", allow_pickle=False)
         self.__dict__.update(state)
+
+    def _named(self, make: Callable[..., Made], row: int, *args: Any) -> Made:
+        """What `make` gives for an image; its error names the image."""
+        try:
+            return make(*args)
+        except Exception as error:
+            raise DataError(
+                f"image {self.image_ids[row]}: {type(error).__name__}: {error}"
+            ) from error
 
     def _view(self, image: Pixels, seed: int) -> Pixels:
         return self.view(image, seed) if isinstance(self.view, RandomView) else self.view(image)

@@ -6,12 +6,12 @@ import io
 import re
 from typing import Any
 
+from cxrbench.core.spreadsheet import inert
 from cxrbench.leaderboard.compare import Comparison, Verdict
 from cxrbench.leaderboard.ranks import no_diagram
 from cxrbench.leaderboard.rows import BASELINES, METRICS, Row, Table, Value
 from cxrbench.leaderboard.sentences import MARKS, PLACES
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 HEADER = ("#", "method", "folds", "AUC", "PR-AUC", "P@95R", "P@95R val", "recall val",
           "Δ densenet121", "Δ vgg16", "val-test", "hours", "params", "published", "paper AUC",
           "marks")  # fmt: skip
@@ -173,11 +173,6 @@ def _cell(comparison: Comparison) -> str:
     return delta(comparison) + shown
 
 
-def _safe(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula is made plain text."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
-
-
 def to_csv(tables: list[Table]) -> str:
     """`leaderboard.csv`: one line a row, full precision."""
     columns = ["dataset", "split", "split_digest", "tested_on", "rank", "method", "preset", "changed", "folds_done",
@@ -191,7 +186,7 @@ def to_csv(tables: list[Table]) -> str:
     writer.writeheader()
     for table in tables:
         for row in table.rows:
-            writer.writerow({key: _safe(value) for key, value in _flat(table, row).items()})
+            writer.writerow({key: inert(value) for key, value in _flat(table, row).items()})
     return text.getvalue()
 
 
@@ -212,7 +207,7 @@ def _flat(table: Table, row: Row) -> dict[str, Any]:
         "device": cost[0].get("device"),
         "device_hours": sum(c.get("device_hours") or 0.0 for c in cost),
         "parameters": cost[0].get("parameters"),
-        "paper_auc": ((row.reported or {}).get("macro") or {}).get("auc"),
+        "paper_auc": row.reported_auc,
     }
     for metric in METRICS:
         value = row.values[metric]
@@ -252,5 +247,5 @@ def pairs_to_csv(tables: list[Table]) -> str:
             names = (table.title, table.rows[pair.first].name, table.rows[pair.second].name)
             line = dict(zip(columns, names, strict=False))
             line |= {name: getattr(pair.comparison, name) for name in columns[3:]}
-            writer.writerow({key: _safe(value) for key, value in line.items()})
+            writer.writerow({key: inert(value) for key, value in line.items()})
     return text.getvalue()

@@ -119,6 +119,12 @@ class Row:
         """The paper's numbers for this data set."""
         return self.records[0].reported
 
+    @property
+    def reported_auc(self) -> Any:
+        """Its macro AUC; None where a record has none in that place."""
+        macro = (self.reported or {}).get("macro")
+        return macro.get("auc") if isinstance(macro, dict) else None
+
 
 @dataclass
 class Table:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cxrbench.core.contract import Computation
 from cxrbench.core.frozen import Frozen
+from cxrbench.core.spreadsheet import inert
 from cxrbench.methods.aligner import (
     Align,
     AlignParams,
@@ -256,7 +257,7 @@ def _write_poses(names: Sequence[str], pose: Tensor, path: Path) -> None:
         writer = csv.writer(stream)
         writer.writerow(["image_id", *(name.replace(" ", "_") for name in POSE)])
         for name, row in zip(names, _in_degrees(pose), strict=True):
-            writer.writerow([name, *(f"{value:.6f}" for value in row)])
+            writer.writerow([inert(name), *(f"{value:.6f}" for value in row)])
 
 
 def _draw(image: Plane, both: dict[str, Plane], chest: Plane, pose: Tensor, out: Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from cxrbench.core.columns import FILE, PROBABILITY, TARGET
 from cxrbench.core.contract import Computation
 from cxrbench.core.frozen import Frozen
+from cxrbench.core.spreadsheet import inert
 from cxrbench.core.stage import DataView, Stage, compute, predict
 from cxrbench.methods.sheets import TILE, Cell, contact_sheet, tile, write_gallery
 from cxrbench.metrics.boxes import box_of_mask, iou
@@ -93,7 +94,8 @@ class RoiReport(Computation):
             against = compare(boxes, masks, truth)
             facts["lungs"] = {name: _spread(values) for name, values in against.items()}
         facts |= self.further(boxes, columns, truth)
-        table = {"image_id": images.index.image_ids, **_edges(boxes), **columns, **against}
+        names = [inert(name) for name in images.index.image_ids]
+        table = {"image_id": names, **_edges(boxes), **columns, **against}
         pd.DataFrame(table).to_csv(out / "regions.csv", index=False)
         self._draw(images, boxes, columns, against, truth, out)
         return facts

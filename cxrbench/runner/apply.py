@@ -11,6 +11,7 @@ from cxrbench.core.errors import CannotWriteError, DataError, MissingInputError,
 from cxrbench.core.record import read_records
 from cxrbench.core.registry import Registry
 from cxrbench.core.spec import Execution
+from cxrbench.core.spreadsheet import inert
 from cxrbench.core.stage import Stage, predict_elsewhere
 from cxrbench.core.store import Store
 from cxrbench.data.base import Problem
@@ -23,7 +24,6 @@ from cxrbench.runner.schedule import Outcome, run_plan
 
 # What joins a prediction to where its image came from, where a data set has it.
 EXTRA = ("sop_instance",)
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def stored_stage(store: Store, key: str) -> Stage:
@@ -106,9 +106,8 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
             table.to_parquet(path, index=False)
             return
         safe = table.copy()
-        for column in ("image_id", "patient_id"):
-            formula = safe[column].str.startswith(FORMULA)
-            safe[column] = safe[column].where(~formula, "'" + safe[column])
+        for column in safe.select_dtypes(exclude="number"):
+            safe[column] = safe[column].map(inert)
         safe.to_csv(path, index=False)
     except OSError as error:
         raise CannotWriteError(f"{path}: cannot write ({error.strerror or error})") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cxrbench.core.digest import PACKAGE, digest, package_digest
-from cxrbench.core.errors import ConfigError, UsageError
+from cxrbench.core.errors import ConfigError, DataError, UsageError
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.registry import Registry
 from cxrbench.core.stage import DataView
@@ -116,6 +116,8 @@ def bind(
     cached = memory()
     if cached.is_file():
         known = read_json(cached)
+        if not (isinstance(known, dict) and {"sources", "binding"} <= set(known)):
+            raise DataError(f"{cached}: not what cxrbench wrote; delete it to have it made again")
         if known["sources"] == _stamps(known["sources"]):
             return Binding.parse(known["binding"], where=str(cached))
     cls = registry.load("datasets", name)

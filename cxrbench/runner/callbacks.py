@@ -22,6 +22,8 @@ from cxrbench.core.store import write_atomic
 from cxrbench.runner.checkpoint import register_state, state_path
 
 TWICE = 3.0  # seconds within which two stop signals are one
+SHOWN = 8  # images of a batch that an error names
+NEVER = 2**62
 
 
 class NonFiniteLossError(CxrbenchError):
@@ -45,26 +47,41 @@ class FiniteLoss(Callback):
     """Stops at a loss that is not finite, before its step on a CPU and before any save on a GPU."""
 
     def __init__(self) -> None:
-        self._bad: Tensor | None = None
+        self._first: Tensor | None = None  # step of the first bad loss on a GPU; NEVER: none
+        self._images: list[str] = []
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int
+    ) -> None:
+        self._images = batch["image_id"]
 
     def on_before_backward(self, trainer: Trainer, pl_module: Module, loss: Tensor) -> None:
         bad = ~torch.isfinite(loss.detach())
         if loss.device.type == "cpu":
             if bool(bad):
-                self._stop(trainer)
+                images = ", ".join(self._images[:SHOWN])
+                more = ", ..." if len(self._images) > SHOWN else ""
+                self._stop(trainer, trainer.global_step, f" (images {images}{more})")
         else:  # reading a value from a GPU would make every step wait
-            self._bad = bad if self._bad is None else self._bad | bad
+            step = torch.where(bad, trainer.global_step, NEVER)
+            self._first = step if self._first is None else torch.minimum(self._first, step)
 
     def check(self, trainer: Trainer) -> None:
-        """Raise if any loss since the last check was not finite."""
-        if self._bad is not None and bool(self._bad):
-            self._stop(trainer)
-        self._bad = None
+        """Raise if any loss since the last check was not finite, or any weight is not now."""
+        first = NEVER if self._first is None else int(self._first)
+        self._first = None
+        if first < NEVER:
+            self._stop(trainer, first)
+        weights = [torch.isfinite(p.detach()).all() for p in trainer.lightning_module.parameters()]
+        if weights and not bool(torch.stack(weights).all()):
+            self._stop(trainer, trainer.global_step, what="a weight")
 
-    def _stop(self, trainer: Trainer) -> None:
+    def _stop(
+        self, trainer: Trainer, step: int, where: str = "", *, what: str = "the loss"
+    ) -> None:
         raise NonFiniteLossError(
-            f"the loss is not finite in epoch {trainer.current_epoch}, step {trainer.global_step}; the "
-            f"last good state is kept; lower recipe.learning_rate or set recipe.gradient_clip"
+            f"{what} is not finite in epoch {trainer.current_epoch}, step {step}{where}; the last good "
+            f"state is kept; lower recipe.learning_rate or set recipe.gradient_clip"
         )
 
 

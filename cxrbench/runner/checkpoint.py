@@ -7,8 +7,10 @@ A state is written beside its final name, flushed and renamed; only then does `s
 Lightning's own saving copies across file systems, which a kill in mid-copy turns into a torn file.
 """
 
+import contextlib
 import json
 import os
+import re
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,12 +18,14 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor
 
 from cxrbench.core.digest import digest_file
-from cxrbench.core.errors import CannotWriteError
-from cxrbench.core.store import write_json
+from cxrbench.core.errors import CannotWriteError, DataError
+from cxrbench.core.store import why_not, write_json
 
 POINTER = "state.json"
+STATE = re.compile(r"state-\d+-\d+\.ckpt")
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,12 @@ class AtomicCheckpointIO(CheckpointIO):
             temporary.replace(path)
         # A full disk surfaces as torch's RuntimeError with the OSError behind it.
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
-            raise CannotWriteError(f"{path}: cannot save the training state ({error})") from error
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            why = why_not(error, path.parent, tensor_bytes(checkpoint))
+            raise CannotWriteError(
+                f"{path}: cannot save the training state, the one before is kept ({why})"
+            ) from error
 
     def load_checkpoint(
         self,
@@ -60,13 +68,27 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Any | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        loaded: dict[str, Any] = torch.load(
-            path, map_location=map_location or "cpu", weights_only=True
-        )
+        try:
+            loaded: dict[str, Any] = torch.load(
+                path, map_location=map_location or "cpu", weights_only=True
+            )
+        except Exception as error:  # the unpickler's refusals have many types
+            raise DataError(
+                f"{path}: not a training state of cxrbench ({type(error).__name__}), nothing of it was "
+                f"run; delete {Path(path).parent} to train from the start"
+            ) from None
         return loaded
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in nested dictionaries and lists: what a file of them takes at least."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    items = value.values() if isinstance(value, dict) else value
+    return sum(map(tensor_bytes, items)) if isinstance(value, dict | list | tuple) else 0
 
 
 def state_path(folder: Path, epoch: int, step: int) -> Path:
@@ -76,9 +98,11 @@ def state_path(folder: Path, epoch: int, step: int) -> Path:
 
 def _read_pointer(folder: Path) -> list[SavedState]:
     try:
-        return [SavedState(**item) for item in json.loads((folder / POINTER).read_text())]
-    except (OSError, ValueError, TypeError):
+        states = [SavedState(**item) for item in json.loads((folder / POINTER).read_text())]
+    except (OSError, ValueError, TypeError, RecursionError):
         return []
+    # Only what `state_path` names: a pointer must not lead out of its folder.
+    return [s for s in states if isinstance(s.file, str) and STATE.fullmatch(s.file)]
 
 
 def register_state(folder: Path, path: Path, epoch: int, step: int) -> None:

@@ -1,11 +1,20 @@
 """Finished runs to records."""
 
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any
 
+from cxrbench.core.errors import DataError
 from cxrbench.core.provenance import collect_provenance, utc_now
-from cxrbench.core.record import RETRACTED, ExternalTest, Record, StageRecord, write_record
+from cxrbench.core.record import (
+    RETRACTED,
+    ExternalTest,
+    Record,
+    StageRecord,
+    read_record,
+    write_record,
+)
 from cxrbench.core.store import Store, read_json
 from cxrbench.runner.plan import Plan, binding_key
 from cxrbench.runner.unfold import PlannedRun
@@ -43,16 +52,26 @@ def _has_more(run: PlannedRun, built: set[str], known: list[Path], plan: Plan) -
     """Whether an analysis is there that no record of the run has: it had failed before."""
     if not run.analyses:
         return False
-    held = {key for path in known for key in read_json(path).get("analyses", {})}
+    held = {key for path in known for key in read_record(path).analyses}
     return any(name not in held for name, digest in run.analyses.items() if digest in built)
 
 
 def find_records(store: Store, run: PlannedRun) -> list[Path]:
-    """The records of a run in this store."""
+    """The records of a run in this store; what was torn or edited there is passed over."""
     folder = store.root / "records" / run.dataset / run.method
     found = sorted(folder.glob(f"{run.final[:16]}-*.json"))
     kept = [path for path in found if not path.name.endswith(RETRACTED)]
-    return [path for path in kept if not path.with_name(path.stem + RETRACTED).exists()]
+    kept = [path for path in kept if not path.with_name(path.stem + RETRACTED).exists()]
+    return [path for path in kept if _is_record(path)]
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        read_record(path)
+    except (DataError, OSError) as error:
+        warnings.warn(f"left out: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def _record(plan: Plan, run: PlannedRun, store: Store) -> Record:
@@ -63,47 +82,49 @@ def _record(plan: Plan, run: PlannedRun, store: Store) -> Record:
     stages = [_stage_record(stage.key, store) for stage in final.ancestry().values()]
     analyses = {name: plan.graph[digest].key for name, digest in run.analyses.items()}
     scores = read_json(store.artefact(final.key) / "scores.json")
-    return Record(
-        id=uuid.uuid4().hex[:12],
-        created=utc_now(),
-        benchmark=plan.name,
-        method=run.method,
-        method_version=run.version,
-        preset=run.preset,
-        params=run.params,
-        changed=run.changed,
-        paper=run.paper,
-        reported=run.reported,
-        dataset=view.dataset,
-        dataset_version=view.version,
-        dataset_params=dict(view.params),
-        revision=view.revision,
-        labels=list(final.data.labels),
-        split=view.split,
-        split_digest=view.split_digest,
-        folds=binding.folds,
-        fold=run.fold,
-        seed=run.seed,
-        train_images=run.train_images,
-        data_facts=binding.facts,
-        tested_on=run.tested_on,
-        views=run.views,
-        analyses={
+    fields = {
+        "id": uuid.uuid4().hex[:12],
+        "created": utc_now(),
+        "benchmark": plan.name,
+        "method": run.method,
+        "method_version": run.version,
+        "preset": run.preset,
+        "params": run.params,
+        "changed": run.changed,
+        "paper": run.paper,
+        "reported": run.reported,
+        "dataset": view.dataset,
+        "dataset_version": view.version,
+        "dataset_params": dict(view.params),
+        "revision": view.revision,
+        "labels": list(final.data.labels),
+        "split": view.split,
+        "split_digest": view.split_digest,
+        "folds": binding.folds,
+        "fold": run.fold,
+        "seed": run.seed,
+        "train_images": run.train_images,
+        "data_facts": binding.facts,
+        "tested_on": run.tested_on,
+        "views": run.views,
+        "analyses": {
             name: _stage_record(key, store) for name, key in analyses.items() if store.has(key)
         },
-        final=run.final,
-        stages=stages,
-        scores=scores,
-        cost=_cost(stages),
-        warnings=_warnings(run, stages, scores, binding.facts),
-        provenance=collect_provenance(),
-    )
+        "final": run.final,
+        "stages": stages,
+        "scores": scores,
+        "cost": _cost(stages),
+        "warnings": _warnings(run, stages, scores, binding.facts),
+        "provenance": collect_provenance(),
+    }
+    return Record.parse(fields, where=str(store.artefact(final.key)))
 
 
 def _stage_record(key: str, store: Store) -> StageRecord:
     meta = store.meta(key)
     names = ("digest", "kind", "name", "version", "source", "facts", "cost", "provenance")
-    return StageRecord(key=key, **{name: meta.get(name) for name in names})
+    fields = {"key": key, **{name: meta.get(name) for name in names}}
+    return StageRecord.parse(fields, where=str(store.artefact(key) / "stage.json"))
 
 
 def _cost(stages: list[StageRecord]) -> dict[str, Any]:

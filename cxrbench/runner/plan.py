@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cxrbench.core.digest import digest, package_digest
-from cxrbench.core.errors import ConfigError
+from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.registry import Registry
 from cxrbench.core.spec import BenchSpec, DatasetEntry, ExternalEntry, MethodEntry, TestEntry
 from cxrbench.core.stage import DataView, Stage, find_leaks
@@ -185,6 +185,9 @@ def _read_plan(
     path: Path, spec: BenchSpec, bindings: list[Binding], roots: dict[str, Path | None]
 ) -> Plan:
     value = read_json(path)
-    runs = [PlannedRun.parse(run, where=str(path)) for run in value["runs"]]
-    graph = from_json(value["nodes"])
-    return Plan(spec.name, runs, graph, _by_name(bindings), roots, value["leaks"])
+    try:
+        runs = [PlannedRun.parse(run, where=str(path)) for run in value["runs"]]
+        graph, leaks = from_json(value["nodes"]), list(value["leaks"])
+    except (KeyError, TypeError, DataError) as error:
+        raise DataError(f"{path}: not a plan ({error}); delete it to have it made again") from None
+    return Plan(spec.name, runs, graph, _by_name(bindings), roots, leaks)

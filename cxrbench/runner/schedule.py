@@ -14,9 +14,10 @@ from cxrbench.core.stage import Stage
 from cxrbench.core.store import Store
 from cxrbench.runner.chains import chain_from, write_job
 from cxrbench.runner.engines.base import Worker, attached
+from cxrbench.runner.faults import how_it_ended
 from cxrbench.runner.graph import Graph
 from cxrbench.runner.plan import Plan
-from cxrbench.runner.worker import failure_path, how_it_ended
+from cxrbench.runner.worker import failure_path
 
 TICK = 0.2  # seconds between looks at the workers
 

@@ -17,13 +17,13 @@ from cxrbench.metrics.report import score_predictions
 def score(stage: Stage, predictions: Path, validation: Path, out: Path) -> dict[str, Any]:
     """Write `scores.json` for a file of predictions; `validation` is the one whose validation part
     thresholds are picked on, the same one unless the test images are of another data set."""
-    table = pd.read_parquet(predictions)
+    table = read_predictions(predictions)
     labels = [c.removeprefix(TARGET) for c in table.columns if c.startswith(TARGET)]
     if labels != list(stage.data.labels):
         raise DataError(f"{predictions}: has the labels {labels}; expected {stage.data.labels}")
     if table["image_id"].duplicated().any():
         raise DataError(f"{predictions}: an image stands twice; delete the artefact and run again")
-    chosen = table if validation == predictions else pd.read_parquet(validation)
+    chosen = table if validation == predictions else read_predictions(validation)
     test, val = table[table["part"] == "test"], chosen[chosen["part"] == "val"]
     scores = score_predictions(
         labels=labels,
@@ -37,6 +37,19 @@ def score(stage: Stage, predictions: Path, validation: Path, out: Path) -> dict[
     )
     write_json(out / "scores.json", scores)
     return {"images": len(test), "macro": scores["macro"]}
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """The table of a predict stage; DataError names a file that is torn or none of ours."""
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path}: not a Parquet table ({error}); delete {path.parent} and run again"
+        ) from None
+    if lacking := [c for c in ("image_id", "patient_id", "part") if c not in table.columns]:
+        raise DataError(f"{path}: lacks the columns {lacking}; delete {path.parent} and run again")
+    return table
 
 
 def _columns(table: pd.DataFrame, prefix: str, labels: list[str]) -> npt.NDArray[np.float64]:

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cxrbench.core.mirror import finish_run, open_run, sync_command, waiting
+from cxrbench.core.mirror import finish_run, first_line, open_run, sync_command, waiting
 from cxrbench.core.mirror_record import mirror_records, unmirrored
 from cxrbench.core.record import Record
 from cxrbench.core.spec import Execution
@@ -57,7 +58,8 @@ def training_logger(stage: Stage, execution: Execution, folder: Path) -> Any | N
 def end_training(logger: Any | None, facts: Mapping[str, Any]) -> None:
     """What a finished training found, beside its curves."""
     if logger:
-        logger.experiment.summary.update(dict(_flat(facts)))
+        with _harmless():
+            logger.experiment.summary.update(dict(_flat(facts)))
         finish_run(logger.experiment, _print)
 
 
@@ -73,6 +75,21 @@ def log_summary(
     run = _start(stage, execution, folder)
     if run is None:
         return
+    with _harmless():
+        _log(run, artefact, facts)
+    finish_run(run, _print)
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """What fails here is told; the files are there whatever it is."""
+    try:
+        yield
+    except Exception as error:
+        print(f"wandb: {first_line(error)}; going on without", flush=True)
+
+
+def _log(run: Any, artefact: Path, facts: dict[str, Any]) -> None:
     run.summary.update(dict(_flat(facts)) | _scores(artefact / "scores.json"))
     pictures = artefact / "gallery.json"
     if pictures.is_file():
@@ -81,7 +98,6 @@ def log_summary(
         for entry in read_json(pictures):
             path = artefact / entry["file"]
             run.log({f"gallery/{path.stem}": wandb.Image(str(path), caption=entry["caption"])})
-    finish_run(run, _print)
 
 
 def log_records(

@@ -22,7 +22,7 @@ from cxrbench.core.registry import load_target
 from cxrbench.core.seed import derive_seed
 from cxrbench.core.spec import Execution, Recipe
 from cxrbench.core.stage import Stage
-from cxrbench.core.store import write_atomic, write_json
+from cxrbench.core.store import fsync_tree, require_room, write_atomic, write_json
 from cxrbench.data.module import CxrDataModule
 from cxrbench.methods.base import Method
 from cxrbench.nn.backbones import read_weights
@@ -36,9 +36,12 @@ from cxrbench.runner.callbacks import (
     StepSeeds,
 )
 from cxrbench.runner.checkpoint import AtomicCheckpointIO, newest_state
+from cxrbench.runner.determinism import noted_operations, promise
 from cxrbench.runner.tracking import end_training, training_logger
 
-RENDEZVOUS = timedelta(minutes=5)  # how long a rank waits for a silent one
+# Weights and two moments of each are a state of Adam. On disk lie two states and the one that is being
+# written, and two files of the best weights.
+WEIGHTS_ON_DISK = 3 * 3 + 2
 TRAINED = "trained"  # the folder in which a finished training leaves its files
 
 
@@ -75,7 +78,8 @@ def make_trainer(
     strategy: Any = "auto"
     if execution.devices > 1:
         backend = "nccl" if execution.accelerator == "gpu" else "gloo"
-        strategy = DDPStrategy(process_group_backend=backend, timeout=RENDEZVOUS)
+        patience = timedelta(seconds=execution.rank_seconds)
+        strategy = DDPStrategy(process_group_backend=backend, timeout=patience)
     return L.Trainer(
         accelerator=execution.accelerator,
         devices=execution.devices,
@@ -133,6 +137,8 @@ def train(
     averaged = [AveragedWeights(decay=recipe.ema_decay)] if recipe.ema_decay else []
     callbacks = [StepSeeds(stage.seed), finite, best, *averaged, history, pulse, save]
     _hush()
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    require_room(states, WEIGHTS_ON_DISK * weights, f"the states of {stage.key}")
     logger = training_logger(stage, execution, logs)
     trainer = make_trainer(recipe, execution, callbacks, work, logger)
     resume = newest_state(states)
@@ -140,7 +146,8 @@ def train(
         print(f"{stage.key}: " + (f"resuming from {resume.name}" if resume else "from the start"))
     if recipe.compile:
         module.compile()
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    with noted_operations() as operations:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     finite.check(trainer)
     if trainer.is_global_zero:
         facts = {
@@ -159,6 +166,7 @@ def train(
             "peak_gpu_memory_bytes": (
                 torch.cuda.max_memory_allocated() if execution.accelerator == "gpu" else None
             ),
+            "determinism": promise(execution.accelerator, operations),
             "data": data.facts(),
         }
         _leave(work, best.write(), history.rows, facts)
@@ -177,6 +185,7 @@ def _leave(work: Path, weights: Path, rows: list[dict[str, Any]], facts: dict[st
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(out / "log.csv", text.getvalue().encode())
+    fsync_tree(out)
     write_json(out / "facts.json", facts)
 
 

@@ -21,12 +21,13 @@ from typing import Any
 
 from cxrbench.core.columns import FILE
 from cxrbench.core.digest import source_digest
-from cxrbench.core.errors import CxrbenchError, InterruptedRunError
+from cxrbench.core.errors import CannotWriteError, CxrbenchError, DataError, InterruptedRunError
 from cxrbench.core.provenance import collect_provenance
 from cxrbench.core.registry import Registry, load_target
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
-from cxrbench.core.store import HOME_VARIABLE, Store, write_json
+from cxrbench.core.store import HOME_VARIABLE, Store, read_json, write_json
+from cxrbench.runner.faults import LostRankError, explain
 from cxrbench.runner.graph import Graph, from_json, to_json
 from cxrbench.runner.tracking import log_summary
 
@@ -35,14 +36,22 @@ class Job:
     """What a worker is asked to do."""
 
     def __init__(self, path: Path) -> None:
-        value = json.loads(path.read_text())
         self.path = path
-        self.store = Store(Path(value["store"]))
-        self.graph: Graph = from_json(value["nodes"])
-        self.todo: list[str] = value["todo"]
-        self.execution = Execution.parse(value["execution"], where=str(path))
-        self.registry = Registry(Path(p) for p in value["plugins"])
-        self.roots = {name: Path(p) if p else None for name, p in value["roots"].items()}
+        value = read_json(path)
+        try:
+            self.store = Store(Path(value["store"]))
+            self.graph: Graph = from_json(value["nodes"])
+            self.todo: list[str] = [self.graph[digest].digest for digest in value["todo"]]
+            self.execution = Execution.parse(value["execution"], where=str(path))
+            self.registry = Registry(Path(p) for p in value["plugins"])
+            self.roots = {name: Path(p) if p else None for name, p in value["roots"].items()}
+        except CxrbenchError as error:
+            raise type(error)(f"{path}: {error}") from None
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise DataError(
+                f"{path}: not a job of cxrbench ({type(error).__name__}: {error}); run the command that "
+                f"made it again"
+            ) from None
 
     def context(self) -> Any:
         """The context of stages that read data; imports NumPy and pandas."""
@@ -54,15 +63,6 @@ class Job:
 def failure_path(store: Store, stage: Stage) -> Path:
     """Where a failed stage says why."""
     return store.folder("jobs") / f"{stage.digest[:16]}.failure.json"
-
-
-def how_it_ended(code: int) -> str:
-    """The end of a worker that left no reason; `code` is -N where signal N killed it."""
-    return (
-        f"the worker was killed by signal {-code}"
-        if code < 0
-        else f"the worker ended with code {code}"
-    )
 
 
 def build_stage(job: Job, stage: Stage, context: Any) -> None:
@@ -180,22 +180,29 @@ def _fit(job: Job, stage: Stage, context: Any, work: Path, lock: int) -> None:
     if (work / "interrupted").exists():
         (work / "interrupted").unlink()
         raise InterruptedRunError("asked to stop; the training state is saved")
-    raise _first_failure(work) or CxrbenchError(
-        f"a process of the training ended with {group.returncode}"
-    )
+    raise _first_failure(work, job.execution)
 
 
-def _first_failure(work: Path) -> CxrbenchError | None:
-    """The error of the rank that failed first: the others only report its absence."""
+def _first_failure(work: Path, execution: Execution) -> CxrbenchError:
+    """The error of the rank that failed first, or the ranks that left none: the others miss these."""
     found = sorted(work.glob("rank-*.failure.json"), key=lambda path: path.stat().st_mtime)
     values = [json.loads(path.read_text()) for path in found]
     for path in found:
         path.unlink()
-    if not values:
-        return None
-    error = CxrbenchError(f"rank {values[0]['rank']}: {values[0]['error']}")
-    error.exit_code = int(values[0]["exit_code"])
-    return error
+    own = next((value for value in values if not value["lost"]), None)
+    if own:
+        error = CxrbenchError(f"rank {own['rank']}: {own['error']}")
+        error.exit_code = int(own["exit_code"])
+        return error
+    left = {int(value["rank"]) for value in values}
+    silent = [str(rank) for rank in range(execution.devices) if rank not in left]
+    word = "rank" if len(silent) == 1 else "ranks"
+    heard = f"; rank {values[0]['rank']} says: {values[0]['error']}" if values else ""
+    return CxrbenchError(
+        f"{word} {', '.join(silent)} of {execution.devices} ended without a word: killed, perhaps for want "
+        f"of memory (smaller --set recipe.batch_size with --set recipe.accumulate), or silent for "
+        f"{execution.rank_seconds:.0f} s{heard}"
+    )
 
 
 def _die_with_parent() -> None:
@@ -217,11 +224,13 @@ def run_rank(job: Job, digest: str) -> int:
     except InterruptedRunError as error:
         (work / "interrupted").touch()
         return error.exit_code
-    except Exception as error:
+    except Exception as raised:
         traceback.print_exc()
+        known = explain(raised, stage, job.execution, job.store.root)
         rank = os.environ.get("RANK", "0")
-        code = error.exit_code if isinstance(error, CxrbenchError) else 1
-        value = {"rank": rank, "error": _message(error), "exit_code": code}
+        code = known.exit_code if isinstance(known, CxrbenchError) else 1
+        lost = isinstance(known, LostRankError)
+        value = {"rank": rank, "error": _message(known), "exit_code": code, "lost": lost}
         write_json(work / f"rank-{rank}.failure.json", value)
         return code
     return 0
@@ -289,12 +298,18 @@ def main(words: list[str]) -> int:
         except InterruptedRunError as error:
             print(f"{stage.key}: {error}", flush=True)
             return error.exit_code
-        except Exception as error:
+        except Exception as raised:
             traceback.print_exc()
-            code = error.exit_code if isinstance(error, CxrbenchError) else 1
-            value = {"stage": stage.key, "error": _message(error), "exit_code": code,
-                     "log": str(job.path.with_suffix(".log")), "type": type(error).__name__, "traceback": traceback.format_exc()}  # fmt: skip
-            write_json(failure_path(job.store, stage), value)
+            known = explain(raised, stage, job.execution, job.store.root)
+            code = known.exit_code if isinstance(known, CxrbenchError) else 1
+            value = {"stage": stage.key, "error": _message(known), "exit_code": code,
+                     "log": str(job.path.with_suffix(".log")), "type": type(known).__name__, "traceback": traceback.format_exc()}  # fmt: skip
+            print(f"{stage.key}: {value['error']}", flush=True)
+            try:
+                write_json(failure_path(job.store, stage), value)
+            except CannotWriteError as full:  # then the exit code says it
+                print(full, flush=True)
+                return full.exit_code
             return code
         print(f"{stage.key}: done", flush=True)
     return 0

@@ -170,7 +170,7 @@ def _difference(row: Row, baseline: str) -> Cell:
 def _paper(row: Row) -> Cell:
     if row.paper is not None:
         return Cell(f"{row.paper.value:.4f}", row.paper.value, row.paper.tag, about=row.paper.how)
-    value = ((row.reported or {}).get("macro") or {}).get("auc")
+    value = row.reported_auc
     return _plain(value, "{:.4f}")
 
 

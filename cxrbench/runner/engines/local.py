@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
+from cxrbench.core.errors import CxrbenchError
 from cxrbench.core.spec import Execution
 from cxrbench.runner.worker import run_apart
 
 PRELOADED = ["cxrbench.runner.execute", "cxrbench.runner.score"]
+TRIES = 3
 GRACE = 90.0  # seconds that a worker has to save its state before it is killed
 
 
@@ -59,9 +61,24 @@ class LocalEngine:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
         if self.execution.accelerator == "gpu":
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus(slot))
-        process = self.processes.Process(target=run_apart, args=(job, log, environment))
-        process.start()
-        return Running(process, slot)
+        return Running(self._started(job, log, environment), slot)
+
+    def _started(
+        self, job: Path, log: Path, environment: dict[str, str]
+    ) -> multiprocessing.process.BaseProcess:
+        """A worker's process. The server that forks it may be killed under it; then there is a new one."""
+        for _ in range(TRIES):
+            process = self.processes.Process(target=run_apart, args=(job, log, environment))
+            try:
+                process.start()
+            except (EOFError, ConnectionError) as error:
+                lost = error
+            else:
+                return process
+        raise CxrbenchError(
+            f"{job}: no worker can be started, the process that forks them was killed {TRIES} times "
+            f"({type(lost).__name__}), perhaps for want of memory; run the same command again"
+        )
 
     def finished(self, running: Running) -> None:
         """Give a slot back."""

@@ -1,0 +1,132 @@
+"""A small network whose training meets with a fault that its parameters name."""
+
+import os
+import signal
+import time
+from typing import Literal
+
+import numpy as np
+import torch
+
+from cxrbench.core.contract import Transformation
+from cxrbench.core.frozen import Frozen
+from cxrbench.core.spec import MethodParams, Recipe
+from cxrbench.core.stage import compute, fit, transform
+from cxrbench.methods.base import Classifier
+
+Fault = Literal["", "nan", "nan weight", "memory", "host memory", "raise", "kill", "hang"]
+
+
+TINY = Recipe(epochs=2, batch_size=8, learning_rate=1e-2, size=16, load=16)
+
+
+class FaultyParams(MethodParams):
+    """`fault` comes at a step of the training, on a rank or, with -1, on all of them."""
+
+    fault: Fault = ""
+    step: int = 2
+    rank: int = -1
+    recipe: Recipe = TINY
+
+
+class Faulty(Classifier):
+    """A linear map of tiny films."""
+
+    name = "faulty"
+    version = 1
+    Params = FaultyParams
+    presets = {"quick": {}}
+
+    def __init__(self, params, labels):
+        super().__init__(params, labels)
+        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, len(labels)))
+
+    def forward(self, image):
+        return self.net(image)
+
+    def losses(self, batch):
+        found = super().losses(batch)
+        params = self.params
+        here = params.rank in (-1, self.trainer.global_rank)
+        if here and params.fault and self.global_step == params.step:
+            self.meet(params.fault, found)
+        return found
+
+    def meet(self, fault, found):
+        if fault == "nan":
+            found["loss"] = found["loss"] * float("nan")
+        elif fault == "nan weight":  # of which the loss of its own step knows nothing
+            found["loss"] = (
+                found["loss"]
+                + (self.net[1].weight[0, 0] - self.net[1].weight[0, 0].detach()).sqrt()
+            )
+        elif fault == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+        elif fault == "host memory":
+            torch.empty(2**60)
+        elif fault == "raise":
+            raise ArithmeticError("the real cause")
+        elif fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif fault == "hang":
+            time.sleep(600)
+
+
+class NoParams(Frozen):
+    pass
+
+
+class MeanFilm:
+    """The mean of the training films."""
+
+    name = "slow-mean"
+    version = 1
+    Params = NoParams
+
+    def __init__(self, params):
+        pass
+
+    def image_size(self):
+        return 16
+
+    def compute(self, images, targets, inputs, out, seed):
+        time.sleep(0.3)
+        np.save(out / "mean.npy", images[:].mean(axis=0))
+        return {"images": len(images)}
+
+
+class Difference(Transformation):
+    """Each film minus the mean film."""
+
+    name = "slow-difference"
+    version = 1
+    Params = NoParams
+
+    def __init__(self, params):
+        self.mean = None
+
+    def image_size(self):
+        return 16
+
+    def open(self, inputs, device):
+        self.mean = np.load(inputs["mean"] / "mean.npy")
+
+    def __call__(self, images):
+        time.sleep(0.1)
+        return np.clip(128 + images - self.mean, 0, 255).astype(np.uint8)
+
+
+class Chain(Faulty):
+    """A training on rewritten films: stages of every kind, slow enough to be killed in."""
+
+    name = "chain"
+    version = 1
+    presets = {"quick": {"recipe": TINY.model_copy(update={"epochs": 6}).model_dump()}}
+
+    @classmethod
+    def stages(cls, data, params):
+        return fit(cls, transform(Difference, data, mean=compute(MeanFilm, data)), params)
+
+    def training_step(self, batch, batch_idx):
+        time.sleep(0.02)
+        return super().training_step(batch, batch_idx)
