@@ -71,17 +71,18 @@ class ViewDataset(Dataset[Batch]):
 
     def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
         rows = np.asarray([row for _, row in items], dtype=np.int64)
-        gathered = self.pixels[rows]  # [B, L, L], one read of the map
-        seeds = [derive_seed(self.seed, "augment", epoch, row) for epoch, row in items]
+        gathered = np.asarray(self.pixels)[rows]  # [B, L, L], one read of the map
+        images = gathered
         masks: list[Pixels] = []
-        if self.masks is None:
-            views = [self._view(image, seed) for image, seed in zip(gathered, seeds, strict=True)]
-        else:
-            triples = zip(gathered, self.masks[rows], seeds, strict=True)
+        if self.masks is not None:
+            triples = zip(gathered, self.masks[rows], self._seeds(items), strict=True)
             pairs = [self._both(*triple) for triple in triples]
-            views, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
+            images, masks = np.stack([image for image, _ in pairs]), [mask for _, mask in pairs]
+        elif not self.view.leaves(gathered.shape[-1]):
+            seeds = self._seeds(items)
+            images = np.stack([self._view(*pair) for pair in zip(gathered, seeds, strict=True)])
         batch = Batch(
-            image=torch.from_numpy(np.stack(views)).unsqueeze(-3),  # the channel, before [S, S]
+            image=torch.from_numpy(images).unsqueeze(-3),  # the channel, before [S, S]
             target=torch.from_numpy(self.targets[rows]),
             known=torch.from_numpy(self.known[rows]),
             row=torch.from_numpy(rows),
@@ -105,6 +106,9 @@ class ViewDataset(Dataset[Batch]):
             if isinstance(state[name], str):
                 state[name] = np.load(state[name], mmap_mode="r", allow_pickle=False)
         self.__dict__.update(state)
+
+    def _seeds(self, items: list[tuple[int, int]]) -> list[int]:
+        return [derive_seed(self.seed, "augment", epoch, row) for epoch, row in items]
 
     def _view(self, image: Pixels, seed: int) -> Pixels:
         return self.view(image, seed) if isinstance(self.view, RandomView) else self.view(image)
