@@ -111,7 +111,8 @@ class Ranking:
     @classmethod
     def of(cls, target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> "Ranking":
         sample = _check(target, score, weight)
-        order = np.argsort(-sample.score, kind="stable")
+        # Not stable, and several times faster for it: the order within a tie decides nothing.
+        order = np.argsort(-sample.score)
         ranked = sample.score[order]
         last_of_tie = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: ranked.size])
         # Whole numbers stay exact in float64 up to 2**53.
@@ -211,7 +212,7 @@ def constant_floor(target: ArrayLike) -> dict[str, float | None]:
 
 def as_binary(target: ArrayLike) -> BoolArray:
     """`target` as booleans; ValueError unless every entry is 0 or 1."""
-    truth = np.asarray(target)
+    truth = np.asarray(target, order="C")
     wrong = np.flatnonzero(~((truth == 0) | (truth == 1)))
     if wrong.size:
         raise ValueError(f"target: {wrong.size} entries are not 0 or 1, the first at {wrong[0]}")
@@ -231,7 +232,8 @@ class _Sample(NamedTuple):
 
 
 def _check(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None) -> _Sample:
-    values = np.asarray(score, dtype=np.float64)
+    # A column of a table is copied once, not walked in strides by every step.
+    values = np.asarray(score, dtype=np.float64, order="C")
     positive = as_binary(target)
     if values.ndim != 1 or positive.shape != values.shape:
         raise ValueError(f"target {positive.shape} and score {values.shape}: need [N] and [N]")
