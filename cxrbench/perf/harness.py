@@ -23,7 +23,9 @@ State = Literal["met", "missed", "no goal", "results differ", "not available"]
 ROUNDS = 7
 RESAMPLES = 2000
 LEVEL = 0.95
-SHORTEST = 0.02  # seconds; a shorter call is repeated within its round, or the clock's grain would show
+SHORTEST = (
+    0.02  # seconds; a shorter call is repeated within its round, or the clock's grain would show
+)
 
 
 class NotAvailableError(Exception):
@@ -159,7 +161,9 @@ class Harness:
         started = self.clock()
         result = side()
         took = self.clock() - started
-        if took < 10 * self.shortest:  # the first call also fills caches: for short ones that is much
+        if (
+            took < 10 * self.shortest
+        ):  # the first call also fills caches: for short ones that is much
             started = self.clock()
             side()
             took = self.clock() - started
@@ -202,9 +206,7 @@ def resampled(
     """The central LEVEL of a value of the sides' medians [sides, ...] over resampled rounds."""
     rounds = taken.shape[1]
     drawn = taken[:, generator.integers(rounds, size=(RESAMPLES, rounds))]
-    low, high = np.quantile(
-        value(np.median(drawn, axis=2)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    )
+    low, high = np.quantile(value(np.median(drawn, axis=2)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

@@ -18,8 +18,8 @@ from cxrbench.metrics.classification import Ranking
 from cxrbench.metrics.delong import clustered_delong
 from cxrbench.metrics.intervals import (
     METRICS,
-    clustered_bootstrap,
     cluster_codes,
+    clustered_bootstrap,
     resample_counts,
 )
 from cxrbench.perf.harness import Absent, Comparison, Goal, Item, close_arrays
@@ -49,7 +49,9 @@ def draw_cohort(images: int, labels: int, seed: int = 0) -> Cohort:
     target = (random.random((images, labels)) < prevalence).astype(np.int64)
     target[0], target[1] = 1, 0  # both classes, however few the images
     logit = random.normal(size=(images, labels)) + 1.2 * target - 2
-    return Cohort(target, np.round(1 / (1 + np.exp(-logit)), 5), np.char.add("p", patient.astype(str)))
+    return Cohort(
+        target, np.round(1 / (1 + np.exp(-logit)), 5), np.char.add("p", patient.astype(str))
+    )
 
 
 def sorted_once(cohort: Cohort) -> FloatArray:
@@ -72,11 +74,15 @@ def by_scikit_learn(target: npt.NDArray[Any], score: FloatArray) -> FloatArray:
         warnings.simplefilter("ignore")  # labels without positives
         for truth, values in zip(target.T, score.T, strict=True):
             if truth.min() == truth.max():  # scikit-learn gives 0 or refuses; ours are undefined
-                found.append([np.nan, 1.0 if truth.any() else np.nan, 1.0 if truth.any() else np.nan])
+                found.append(
+                    [np.nan, 1.0 if truth.any() else np.nan, 1.0 if truth.any() else np.nan]
+                )
                 continue
             precision, recall, _ = precision_recall_curve(truth, values)
             best = precision[recall >= RECALL - 1e-12].max()
-            found.append([roc_auc_score(truth, values), average_precision_score(truth, values), best])
+            found.append(
+                [roc_auc_score(truth, values), average_precision_score(truth, values), best]
+            )
     return np.asarray(found, dtype=np.float64)
 
 
