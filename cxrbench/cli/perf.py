@@ -74,7 +74,7 @@ def perf(
 def _tell(row: "Row") -> None:
     from cxrbench.perf.report import cells
 
-    _, measured, interval, goal, *_ = cells(row.as_json())
+    _, _, measured, interval, goal, *_ = cells(row.as_json())
     spread = f" [{interval}]" if interval else ""
     say(f"{row.name}: {measured.replace('*', '')}{spread}  {goal}  {row.why}".rstrip())
 

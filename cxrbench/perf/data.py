@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import Normalize
 
 from cxrbench.core.spec import Augment, Recipe
 from cxrbench.core.store import Store
@@ -122,21 +123,18 @@ class PerSample(Dataset[dict[str, Tensor]]):
     """An image at a time from the same map, made float and normalised as torchvision does it."""
 
     def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
-        from torchvision.transforms.v2 import Compose, Normalize, ToDtype
-
         self.pixels = pixels
-        shape = ImageNetInput()
-        mean, std = shape.mean.flatten().tolist(), shape.std.flatten().tolist()
-        self.transform = Compose([ToDtype(torch.float32, scale=True), Normalize(mean, std)])
+        first = ImageNetInput()
+        self.normalise = Normalize(first.mean.flatten().tolist(), first.std.flatten().tolist())
         self.target = torch.zeros(len(pixels), len(LABELS))
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
-        image = torch.from_numpy(self.pixels[row].copy()).expand(3, -1, -1)
-        moved: Tensor = self.transform(image)
-        return {"image": moved, "target": self.target[row], "row": torch.tensor(row)}
+        image = torch.from_numpy(self.pixels[row].copy()).float().div(255)
+        normal: Tensor = self.normalise(image.expand(3, -1, -1))
+        return {"image": normal, "target": self.target[row], "row": torch.tensor(row)}
 
 
 def _as_floats(ours: dict[int, Tensor], peer: dict[int, Tensor]) -> str:

@@ -172,21 +172,21 @@ class Harness:
     def _rounds(self, sides: Sequence[Callable[[], Any]], repeats: Sequence[int]) -> Seconds:
         """Seconds of a call [sides, rounds]."""
         taken = np.empty((len(sides), self.rounds))
-        for number in range(self.rounds):
-            for side in self.order.permutation(len(sides)):
-                taken[side, number] = self._timed(sides[side], repeats[side])
-        return taken
-
-    def _timed(self, side: Callable[[], Any], repeats: int) -> float:
         gc.collect()
         gc.disable()  # as `timeit` does: a collection belongs to nobody's work
         try:
-            started = self.clock()
-            for _ in range(repeats):
-                side()
-            return (self.clock() - started) / repeats
+            for number in range(self.rounds):
+                for side in self.order.permutation(len(sides)):
+                    taken[side, number] = self._timed(sides[side], repeats[side])
         finally:
             gc.enable()
+        return taken
+
+    def _timed(self, side: Callable[[], Any], repeats: int) -> float:
+        started = self.clock()
+        for _ in range(repeats):
+            side()
+        return (self.clock() - started) / repeats
 
 
 def summary(seconds: Seconds) -> dict[str, Any]:

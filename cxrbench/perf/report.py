@@ -1,6 +1,5 @@
 """Results of a session of measuring: JSON with the machine's fingerprint, and the table made from it."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from cxrbench.perf.harness import LEVEL, Row
 
 SCHEMA = 1
 UNITS = {"ratio": "x", "extra": "ms", "seconds": "s", "share": "", "megabytes": "MB"}
-HEAD = ("what", "measured", "95 % interval", "goal", "ours", "peer")
+HEAD = ("name", "what", "measured", "95 % interval", "goal", "ours", "peer")
 
 
 def fingerprint() -> dict[str, Any]:
@@ -73,11 +72,18 @@ def read_results(path: Path) -> dict[str, Any]:
 def markdown(results: dict[str, Any]) -> str:
     """The table of a session, and what it was measured on, as Markdown."""
     lines = [_machine(results), ""]
-    lines += [f"| {' | '.join(HEAD)} |", "| --- |" + " ---: |" * (len(HEAD) - 1)]
+    lines += [f"| {' | '.join(HEAD)} |", "| --- | --- |" + " ---: |" * (len(HEAD) - 2)]
     for row in results["rows"]:
         lines.append(f"| {' | '.join(cells(row))} |")
-    notes = [f"- {row['what']}: {row['note']}" for row in results["rows"] if row["note"]]
-    return "\n".join(lines + ([""] + notes if notes else [])) + "\n"
+    said: dict[str, list[str]] = {}
+    for row in results["rows"]:
+        said.setdefault(row["note"], []).append(row["name"])
+    notes = [
+        f"- {', '.join(f'`{name}`' for name in names)}: {note}"
+        for note, names in said.items()
+        if note
+    ]
+    return "\n".join(lines + (["", *notes] if notes else [])) + "\n"
 
 
 def _machine(results: dict[str, Any]) -> str:
@@ -99,7 +105,15 @@ def _machine(results: dict[str, Any]) -> str:
 def cells(row: dict[str, Any]) -> list[str]:
     """The cells of a row, in the order of HEAD."""
     if row["state"] in ("not available", "results differ"):
-        return [row["what"], row["state"], "", _goal(row["goal"]), row["why"], ""]
+        return [
+            f"`{row['name']}`",
+            row["what"],
+            row["state"],
+            "",
+            _goal(row["goal"]),
+            row["why"],
+            "",
+        ]
     value, interval, quantity = row["ratio"], row["ratio_interval"], "ratio"
     if row["goal"]:
         value, interval, quantity = row["value"], row["interval"], row["goal"]["quantity"]
@@ -149,8 +163,3 @@ def between(document: str, mark: str, text: str) -> str:
     if not found or not closed:
         raise DataError(f"no {begin.strip()} and {end} in the document")
     return head + begin + text + end + tail
-
-
-def dumps(rows: Sequence[Row]) -> str:
-    """Rows as JSON text."""
-    return json.dumps([row.as_json() for row in rows], indent=1, ensure_ascii=False)

@@ -57,7 +57,8 @@ def _stage(recipe: Recipe) -> Stage:
     return fit(SmallNet, view, MethodParams(recipe=recipe))
 
 
-def _data(recipe: Recipe, steps: int) -> CxrDataModule:
+def _data(recipe: Recipe, steps: int) -> Callable[[], CxrDataModule]:
+    """The same data in a module that no trainer has seen yet, each time."""
     random = np.random.default_rng(0)
     rows = (steps + 2) * recipe.batch_size
     pixels = random.integers(0, 256, (rows, recipe.load, recipe.load), dtype=np.uint8)
@@ -68,7 +69,7 @@ def _data(recipe: Recipe, steps: int) -> CxrDataModule:
         ["train"] * (steps * recipe.batch_size) + ["val"] * (2 * recipe.batch_size), object
     )
     index = Index("perf", frame, LABELS)
-    return CxrDataModule(index, pixels, parts, recipe, size=recipe.size, seed=0)
+    return lambda: CxrDataModule(index, pixels, parts, recipe, size=recipe.size, seed=0)
 
 
 def _by_hand(stage: Stage, data: CxrDataModule) -> dict[str, Tensor]:
@@ -108,14 +109,14 @@ def comparisons(
         work = folder / f"training-{next(number)}"
         work.mkdir()
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-            train(stage, data, {}, work, Execution(), work)
+            train(stage, data(), {}, work, Execution(), work)
         return safetensors.torch.load_file(work / TRAINED / "model.safetensors")
 
     yield Comparison(
         "training/overhead",
         "an epoch by the suite's trainer / a hand-written loop, same net and batches",
         ours=ours,
-        peer=lambda: _by_hand(stage, data),
+        peer=lambda: _by_hand(stage, data()),
         equal=_same_weights,
         goal=Goal("extra", 0.002),
         units=(steps, steps),
@@ -140,7 +141,9 @@ def make_step(
     """Some training steps of a DenseNet121 from the same start; gives their losses."""
     torch.manual_seed(0)
     net, _ = build_backbone("densenet121", len(LABELS), "none")
-    net = net.to(device, memory_format=torch.channels_last) if channels_last else net.to(device)
+    net = net.to(device)
+    if channels_last:
+        net = net.to(memory_format=torch.channels_last)
     start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     image = torch.rand(batch, 3, side, side)
     target = (torch.rand(batch, len(LABELS)) < 0.5).float()
@@ -161,7 +164,7 @@ def make_step(
                 logits = network(here)
             loss = masked_bce(logits.float(), target.to(device), known)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             losses.append(loss.detach())
         return [float(loss) for loss in losses]  # waits for the device
@@ -182,7 +185,7 @@ def ladder(device: str, *, side: int, batch: int) -> Iterator[Item]:
         yield Comparison(
             f"ladder/{device}/{lever}",
             f"DenseNet121, {batch} images of {side} px: + {lever} / baseline",
-            ours=make_step(device, side, batch, steps=steps, **on),  # type: ignore[arg-type]
+            ours=make_step(device, side, batch, steps=steps, **on),
             peer=plain,
             equal=_losses_within(most),
             units=(steps * batch,) * 2,
