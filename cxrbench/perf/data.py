@@ -277,7 +277,9 @@ def _views(folder: Path, images: npt.NDArray[np.uint8], batch: int) -> Iterator[
 def _against_torchxrayvision() -> Item:
     name = "data/torchxrayvision"
     what = "training batches / torchxrayvision's NIH_Dataset on the real PNG files"
-    return Absent(name, what, "not measured: needs torchxrayvision and the real download")
+    return Absent(
+        name, what, "needs torchxrayvision and the real download; no comparison is written"
+    )
 
 
 def _making(folder: Path, paths: list[Path], size: int) -> Iterator[Item]:
