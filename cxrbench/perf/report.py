@@ -123,7 +123,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     spread = "" if not interval else " to ".join(_number(end, quantity) for end in interval)
     mark = {"met": "", "missed": " **missed**", "no goal": ""}[row["state"]]
     return [
-        row["what"], measured + mark, spread, _goal(row["goal"]),
+        f"`{row['name']}`", row["what"], measured + mark, spread, _goal(row["goal"]),
         *(_side(row[side], row["unit"]) for side in ("ours", "peer")),
     ]  # fmt: skip
 
