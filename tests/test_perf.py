@@ -277,11 +277,12 @@ def test_a_table_goes_between_its_marks() -> None:
         report.between("nothing", "perf", "x")
 
 
-def test_the_documents_table_is_that_of_the_newest_results() -> None:
-    newest = sorted((ROOT / "benchmarks" / "performance").glob("*.json"))[-1]
+def test_the_documents_tables_are_those_of_the_results() -> None:
+    results = sorted((ROOT / "benchmarks" / "performance").glob("*.json"))
     document = (ROOT / "docs" / "performance.md").read_text()
-    made = report.between(document, "perf", report.markdown(report.read_results(newest)))
-    assert made == document, f"cxrbench perf --table {newest.name} --into docs/performance.md"
+    made = report.between(document, "perf", report.tables(results))
+    words = " ".join(f"--table {path.name}" for path in results)
+    assert made == document, f"cxrbench perf {words} --into docs/performance.md"
 
 
 # --- the comparisons in miniature: both sides give the same
@@ -337,7 +338,7 @@ def test_drawn_cohorts_have_ties_and_patients_with_several_films() -> None:
 
 
 def test_the_trainer_leaves_the_weights_of_a_plain_loop(tmp_path: Path) -> None:
-    found = checked(training.comparisons(tmp_path, steps=6, size=16, batch=4, side=32))
+    found = checked(training.comparisons(tmp_path, steps=6, size=16, batch=4, side=64))
     assert set(found) >= {"training/overhead", "ladder/cpu/channels_last", "ladder/cpu/fused"}
     overhead = found["training/overhead"]
     assert isinstance(overhead, Comparison)
@@ -363,7 +364,7 @@ def test_shared_trainings_are_counted_on_miniatures(tmp_path: Path) -> None:
     spec = tmp_path / "small.yaml"
     spec.write_text(
         "preset: quick\nmethods: [densenet121, aecnn]\n"
-        "datasets: [{name: kermany, folds: [0, 1], params: {task: pneumonia}}]\n"
+        "datasets: [{name: kermany, split: cv5, folds: [0, 1], params: {task: pneumonia}}]\n"
     )
     item = next(sweep.comparisons(tmp_path, spec_file=spec, runs=10, records=1))
     assert isinstance(item, Counted)

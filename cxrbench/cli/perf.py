@@ -36,15 +36,15 @@ def perf(
     ] = None,
     note: Annotated[str, typer.Option(help="Anything that readers must know.")] = "",
     table: Annotated[
-        Path | None, typer.Option(help="Print the table of such a JSON and measure nothing.")
-    ] = None,
+        list[Path], typer.Option(help="Print the tables of such JSONs and measure nothing.")
+    ] = [],  # noqa: B006
     into: Annotated[
         Path | None,
         typer.Option(help="With --table: put it between the perf marks of this document."),
     ] = None,
 ) -> None:
     """Time the suite against peers in turns; a ratio is printed only where the results are equal."""
-    if table is not None:
+    if table:
         _show(table, into)
         return
     if into is not None:
@@ -67,7 +67,7 @@ def perf(
     stamp = time.strftime("%Y-%m-%d-%H%M%S", time.gmtime())
     path = folder / f"{stamp}.json"
     write_results(path, rows, rounds, note, time.monotonic() - started)
-    _show(path, None)
+    _show([path], None)
     say(f"{path}")
 
 
@@ -79,13 +79,13 @@ def _tell(row: "Row") -> None:
     say(f"{row.name}: {measured.replace('*', '')}{spread}  {goal}  {row.why}".rstrip())
 
 
-def _show(path: Path, into: Path | None) -> None:
+def _show(paths: list[Path], into: Path | None) -> None:
     from cxrbench.core.store import write_atomic
-    from cxrbench.perf.report import between, markdown, read_results
+    from cxrbench.perf.report import between, tables
 
-    text = markdown(read_results(path))
+    text = tables(paths)
     if into is None:
         print(text, end="")
         return
     write_atomic(into, between(into.read_text(encoding="utf-8"), "perf", text).encode())
-    say(f"{into}: the table of {path.name}")
+    say(f"{into}: the tables of {', '.join(path.name for path in paths)}")

@@ -86,6 +86,11 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines + (["", *notes] if notes else [])) + "\n"
 
 
+def tables(paths: Sequence[Path]) -> str:
+    """The tables of several sessions, one after the other."""
+    return "\n".join(markdown(read_results(path)) for path in paths)
+
+
 def _machine(results: dict[str, Any]) -> str:
     machine, packages = results["machine"], results["machine"]["packages"]
     versions = ", ".join(

@@ -179,7 +179,7 @@ def ladder(device: str, *, side: int, batch: int) -> Iterator[Item]:
     plain = make_step(device, side, batch, steps=steps)
     for number, lever in enumerate(levers, start=1):
         on = dict.fromkeys(levers[:number], True)
-        most = 0.05 if "bf16" in on else 1e-3
+        most = 0.05 if "bf16" in on else 0.01
         yield Comparison(
             f"ladder/{device}/{lever}",
             f"DenseNet121, {batch} images of {side} px: + {lever} / baseline",
