@@ -8,7 +8,7 @@ PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
 ALONE := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test test-all lint format type audit lock clean
+.PHONY: help setup bench test test-all perf lint format type audit lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ test: $(READY) ## run the tests (the slow ones are left out)
 
 test-all: $(READY) ## run all tests, the slow ones too
 	CXRBENCH_SLOW=1 $(ALONE) $(BIN)/python -m pytest $(PARALLEL)
+
+perf: $(READY) ## time the suite against peers; minutes, CPU is enough
+	$(BIN)/cxrbench perf --out benchmarks/performance
 
 lint: $(READY) ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -20,7 +20,8 @@ BELOW = {
     "methods": {"core", "nn", "metrics", "methods"},
     "runner": {"core", "nn", "metrics", "data", "methods", "runner"},
     "leaderboard": {"core", "nn", "metrics", "data", "methods", "leaderboard"},
-    "cli": {"core", "nn", "metrics", "data", "methods", "runner", "leaderboard", "cli"},
+    "perf": {"core", "nn", "metrics", "data", "methods", "runner", "perf"},
+    "cli": {"core", "nn", "metrics", "data", "methods", "runner", "leaderboard", "perf", "cli"},
 }
 CORE_LIBRARIES = {"pydantic", "yaml"}
 # Foreign modules that a floor must not import at all.
@@ -30,6 +31,7 @@ FORBIDDEN = {
     "data": {"typer", "rich"},
     "methods": {"typer", "rich"},
     "runner": {"typer", "rich"},
+    "perf": {"typer", "rich"},
     "leaderboard": {"torch", "lightning", "typer"},
 }
 # Only the module of loaders may need Lightning: reading, splitting and verifying stay quick.

@@ -122,7 +122,7 @@ def test_blocks_and_more_replicates_do_not_change_a_replicate(
 ) -> None:
     target, score, known, patient = _sample(4)
     one = clustered_bootstrap(target, score, known, patient, replicates=40)
-    monkeypatch.setattr(intervals, "BLOCK_ENTRIES", 7 * len(patient))
+    monkeypatch.setattr(intervals, "BLOCK", 7)
     _same(one, clustered_bootstrap(target, score, known, patient, replicates=40))
     longer = clustered_bootstrap(target, score, known, patient, replicates=55)
     np.testing.assert_array_equal(longer.values["auc"][:40], one.values["auc"])

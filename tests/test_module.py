@@ -292,6 +292,36 @@ def test_fixed_views() -> None:
         fixed_view("crop", 8)
 
 
+@pytest.mark.parametrize("side", [16, 32])
+@pytest.mark.parametrize("name", ["whole", "resize", "center_crop", "ten_crop"])
+def test_a_view_says_which_images_it_leaves_alone(name: str, side: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (side, side), dtype=np.uint8)
+    view = fixed_view(name, 16)
+    assert view.leaves(side) == np.array_equal(view(image), image)
+
+
+@pytest.mark.parametrize("crop", [True, False])
+@pytest.mark.parametrize("augment", [{}, {"rotate": 30}, {"horizontal_flip": 0.5}])
+def test_a_random_view_says_which_images_it_leaves_alone(
+    augment: dict[str, float], crop: bool
+) -> None:
+    view = RandomView(16, crop=crop, augment=Augment(**augment))
+    for side in (16, 32):
+        image = np.random.default_rng(0).integers(0, 256, (side, side), dtype=np.uint8)
+        alone = all(np.array_equal(view(image, seed), image) for seed in range(20))
+        assert view.leaves(side) == alone
+
+
+def test_images_left_alone_are_gathered_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (COUNT, SIZE, SIZE), dtype=np.uint8)
+    view = RandomView(SIZE, crop=True, augment=Augment())
+    dataset, items = ViewDataset(pixels, make_index(), view, 0), [(0, 7), (0, 3), (0, 30)]
+    quick = dataset.__getitems__(items)["image"]
+    assert torch.equal(quick, torch.from_numpy(pixels[[7, 3, 30], None]))
+    monkeypatch.setattr(RandomView, "leaves", lambda view, side: False)
+    assert torch.equal(dataset.__getitems__(items)["image"], quick)
+
+
 @pytest.mark.parametrize(
     "augment",
     [

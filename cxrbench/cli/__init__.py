@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from cxrbench.cli import bench, board, data, models, robustness, tools
+from cxrbench.cli import bench, board, data, models, perf, robustness, tools
 from cxrbench.core.errors import CxrbenchError
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (bench, models, robustness, board, tools, data):
+for module in (bench, models, robustness, board, tools, perf, data):
     module.register(app)
 
 

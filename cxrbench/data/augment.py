@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -15,7 +16,6 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the netwo
 import albumentations as A
 
 Grey = npt.NDArray[np.uint8]
-FixedView = Callable[[Grey], Grey]
 
 
 class RandomView:
@@ -51,6 +51,11 @@ class RandomView:
                 )
             )
         self._compose = A.Compose(steps)
+        self._unchanged = size if len(steps) == 1 else None
+
+    def leaves(self, side: int) -> bool:
+        """Whether images of this side stay as they are, whatever the seed."""
+        return side == self._unchanged
 
     def __call__(self, image: Grey, seed: int) -> Grey:
         self._compose.set_random_seed(seed % 2**32)
@@ -63,16 +68,31 @@ class RandomView:
         return np.asarray(both["image"], dtype=np.uint8), np.asarray(both["mask"], dtype=np.uint8)
 
 
+@dataclass(frozen=True)
+class FixedView:
+    """The same change of every image [L, L], without chance; see `fixed_view`."""
+
+    change: Callable[[Grey], Grey]
+    side: int | None  # images of this side stay as they are; 0: of any side; None: of none
+
+    def __call__(self, image: Grey) -> Grey:
+        return self.change(image)
+
+    def leaves(self, side: int) -> bool:
+        """Whether images of this side stay as they are."""
+        return self.side is not None and self.side in (0, side)
+
+
 def fixed_view(name: str, size: int) -> FixedView:
     """`whole` leaves [L, L]; `resize` and `center_crop` give [S, S]; `ten_crop` gives [10, S, S]."""
     if name == "whole":
-        return lambda image: image
+        return FixedView(lambda image: image, 0)
     if name == "resize":
-        return lambda image: resize(image, size)
+        return FixedView(lambda image: resize(image, size), size)
     if name == "center_crop":
-        return lambda image: _window(image, size, 0.5, 0.5)
+        return FixedView(lambda image: _window(image, size, 0.5, 0.5), size)
     if name == "ten_crop":
-        return lambda image: _ten_crop(image, size)
+        return FixedView(lambda image: _ten_crop(image, size), None)
     raise ValueError(f"no view {name!r}")
 
 

@@ -72,18 +72,18 @@ class ViewDataset(Dataset[Batch]):
 
     def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
         rows = np.asarray([row for _, row in items], dtype=np.int64)
-        gathered = self.pixels[rows]  # [B, L, L], one read of the map
-        seeds = [derive_seed(self.seed, "augment", epoch, row) for epoch, row in items]
+        gathered = np.asarray(self.pixels)[rows]  # [B, L, L], one read of the map
+        images = gathered
         masks: list[Pixels] = []
-        if self.masks is None:
-            args = zip(rows, gathered, seeds, strict=True)
-            views = [self._named(self._view, *each) for each in args]
-        else:
-            every = zip(rows, gathered, self.masks[rows], seeds, strict=True)
+        if self.masks is not None:
+            every = zip(rows, gathered, self.masks[rows], self._seeds(items), strict=True)
             pairs = [self._named(self._both, *each) for each in every]
-            views, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
+            images, masks = np.stack([image for image, _ in pairs]), [mask for _, mask in pairs]
+        elif not self.view.leaves(gathered.shape[-1]):
+            each = zip(rows, gathered, self._seeds(items), strict=True)
+            images = np.stack([self._named(self._view, *one) for one in each])
         batch = Batch(
-            image=torch.from_numpy(np.stack(views)).unsqueeze(-3),  # the channel, before [S, S]
+            image=torch.from_numpy(images).unsqueeze(-3),  # the channel, before [S, S]
             target=torch.from_numpy(self.targets[rows]),
             known=torch.from_numpy(self.known[rows]),
             row=torch.from_numpy(rows),
@@ -116,6 +116,9 @@ class ViewDataset(Dataset[Batch]):
             raise DataError(
                 f"image {self.image_ids[row]}: {type(error).__name__}: {error}"
             ) from error
+
+    def _seeds(self, items: list[tuple[int, int]]) -> list[int]:
+        return [derive_seed(self.seed, "augment", epoch, row) for epoch, row in items]
 
     def _view(self, image: Pixels, seed: int) -> Pixels:
         return self.view(image, seed) if isinstance(self.view, RandomView) else self.view(image)

@@ -111,12 +111,18 @@ class Ranking:
     @classmethod
     def of(cls, target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> "Ranking":
         sample = _check(target, score, weight)
-        order = np.argsort(-sample.score, kind="stable")
-        ranked = sample.score[order]
+        # Not stable, and several times faster for it: the order within a tie decides nothing.
+        order = np.argsort(-sample.score)
+        ranked, positive = sample.score[order], sample.positive[order]
         last_of_tie = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: ranked.size])
         # Whole numbers stay exact in float64 up to 2**53.
-        tp = np.cumsum((sample.weight * sample.positive)[order])[last_of_tie]
-        fp = np.cumsum((sample.weight * ~sample.positive)[order])[last_of_tie]
+        if sample.weight is None:
+            tp = np.cumsum(positive, dtype=np.float64)[last_of_tie]
+            fp = last_of_tie + 1 - tp
+        else:
+            ordered = sample.weight[order]
+            tp = np.cumsum(ordered * positive)[last_of_tie]
+            fp = np.cumsum(ordered * ~positive)[last_of_tie]
         return cls(ranked[last_of_tie], tp, fp)
 
     @property
@@ -211,7 +217,7 @@ def constant_floor(target: ArrayLike) -> dict[str, float | None]:
 
 def as_binary(target: ArrayLike) -> BoolArray:
     """`target` as booleans; ValueError unless every entry is 0 or 1."""
-    truth = np.asarray(target)
+    truth = np.asarray(target, order="C")
     wrong = np.flatnonzero(~((truth == 0) | (truth == 1)))
     if wrong.size:
         raise ValueError(f"target: {wrong.size} entries are not 0 or 1, the first at {wrong[0]}")
@@ -227,11 +233,12 @@ def check_recall(recall: float) -> None:
 class _Sample(NamedTuple):
     score: FloatArray  # [N]
     positive: BoolArray  # [N]
-    weight: FloatArray  # [N], above 0
+    weight: FloatArray | None  # [N], above 0; None: 1 each
 
 
 def _check(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None) -> _Sample:
-    values = np.asarray(score, dtype=np.float64)
+    # A column of a table is copied once, not walked in strides by every step.
+    values = np.asarray(score, dtype=np.float64, order="C")
     positive = as_binary(target)
     if values.ndim != 1 or positive.shape != values.shape:
         raise ValueError(f"target {positive.shape} and score {values.shape}: need [N] and [N]")
@@ -239,7 +246,7 @@ def _check(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None) -> _Sa
     if bad.size:
         raise ValueError(f"score: {bad.size} entries are NaN or infinite, the first at {bad[0]}")
     if weight is None:
-        return _Sample(values, positive, np.ones(values.shape))
+        return _Sample(values, positive, None)
     weights = np.asarray(weight, dtype=np.float64)
     if weights.shape != values.shape:
         raise ValueError(f"weight {weights.shape} and score {values.shape}: need [N] and [N]")

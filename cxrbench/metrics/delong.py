@@ -98,18 +98,23 @@ def _label(
     return auc, np.stack(moved), _factors(codes[positive], codes[~positive])
 
 
-def _factors(*codes: NDArray[np.intp]) -> FloatArray:
+def _factors(up: NDArray[np.intp], down: NDArray[np.intp]) -> FloatArray:
     """c / (c - 1) of the clusters of positives, of negatives, and of either; NaN where there is one."""
-    held = [np.unique(of_class).size for of_class in (*codes, np.concatenate(codes))]
+    size = int(max(up.max(), down.max())) + 1
+    ups, downs = (np.bincount(codes, minlength=size) > 0 for codes in (up, down))
+    held = [int(np.count_nonzero(seen)) for seen in (ups, downs, ups | downs)]
     return np.array([count / (count - 1) if count > 1 else math.nan for count in held])
 
 
 def _placements(positive: BoolArray, score: FloatArray) -> FloatArray:
     """Of each image, the share of the other class that stands on the right side of it; a tie counts half."""
-    up, down = np.sort(score[positive]), np.sort(score[~positive])
+    order = np.argsort(score)
+    # In order of their scores, images find their places several times faster than in any other.
+    ranked, above = score[order], positive[order]
+    up, down = ranked[above], ranked[~above]
     placed = np.empty(score.shape)
-    placed[positive] = _share_below(down, score[positive])
-    placed[~positive] = 1 - _share_below(up, score[~positive])
+    placed[order[above]] = _share_below(down, up)
+    placed[order[~above]] = 1 - _share_below(up, down)
     return placed
 
 

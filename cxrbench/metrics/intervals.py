@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 
 from cxrbench.metrics.classification import RECALL_SLACK, check_recall
 
@@ -21,8 +22,7 @@ IndexArray = NDArray[np.intp]
 Metric = Literal["auc", "pr_auc", "precision_at_recall"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
-# Image weights held at once: two int64 arrays of this many entries stay in the cache.
-BLOCK_ENTRIES = 2**18
+BLOCK = 16  # replicates at once: what they need of one label stays in a core's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,19 +90,19 @@ def clustered_bootstrap(
         raise ValueError(f"replicates {replicates} must be >= 0, level {level} between 0 and 1")
     check_recall(recall)
     codes, clusters = cluster_codes(cluster)
-    plans = _plans(np.asarray(target), np.asarray(score, dtype=np.float64), known, codes)
+    plans = _plans(np.asarray(target), np.asarray(score, dtype=np.float64), known, codes, clusters)
     values = np.full((len(METRICS), replicates, len(plans)), np.nan)
     generator = np.random.default_rng(seed)
-    block = max(1, BLOCK_ENTRIES // max(codes.size, 1))
-    for start in range(0, replicates, block):
-        rows = slice(start, min(start + block, replicates))
-        count = resample_counts(generator, rows.stop - rows.start, clusters)
+    for start in range(0, replicates, BLOCK):
+        rows = slice(start, min(start + BLOCK, replicates))
+        drawn = resample_counts(generator, rows.stop - rows.start, clusters)
+        count = np.ascontiguousarray(drawn.T, dtype=np.float64)  # [C, B]
         for label, plan in enumerate(plans):
-            if plan.positive.size:
+            if plan.positive.nnz:
                 values[:, rows, label] = _score_block(plan, count, recall)
     return Bootstrap(
         values=dict(zip(METRICS, values, strict=True)),
-        defined=np.array([bool(p.positive.size and p.negative.size) for p in plans], dtype=bool),
+        defined=np.array([bool(p.positive.nnz and p.negative.nnz) for p in plans], dtype=bool),
         clusters=clusters,
         seed=seed,
         level=level,
@@ -150,18 +150,21 @@ class _Plan:
     """One label's images by descending score, as far as resampling needs it.
 
     Precision falls between two positives, so only the distinct scores of positives (G levels) can
-    matter to any of the metrics: the negatives enter as counts at these levels.
+    matter to any of the metrics. Each matrix says how many images of a cluster stand where, so that its
+    product with the clusters' counts weighs them.
     """
 
-    positive: IndexArray  # [P] cluster of each positive
-    negative: IndexArray  # [M] cluster of each negative
-    last: IndexArray  # [G] the last positive of each level
-    above: IndexArray  # [G] number of negatives scored above the level
-    through: IndexArray  # [G] number of negatives scored at or above the level
+    positive: csr_array  # [G, C] positives at each level
+    # [2 G + 1, C] negatives: between the level before and this one, at this level; last, below all.
+    negative: csr_array
 
 
 def _plans(
-    target: NDArray[np.generic], score: FloatArray, known: ArrayLike, codes: IndexArray
+    target: NDArray[np.generic],
+    score: FloatArray,
+    known: ArrayLike,
+    codes: IndexArray,
+    clusters: int,
 ) -> list[_Plan]:
     mask = np.asarray(known, dtype=np.bool_)
     if score.ndim != 2 or not target.shape == mask.shape == score.shape:
@@ -182,49 +185,47 @@ def _plans(
                 f"label {bad[0][1]}"
             )
     columns = zip(positive.T, score.T, mask.T, strict=True)
-    return [_plan(p[m], s[m], codes[m]) for p, s, m in columns]
+    return [_plan(p[m], s[m], codes[m], clusters) for p, s, m in columns]
 
 
-def _plan(positive: NDArray[np.bool_], score: FloatArray, codes: IndexArray) -> _Plan:
-    order = np.argsort(-score, kind="stable")
-    score, positive, codes = score[order], positive[order], codes[order]
-    levels = score[positive]
-    last = np.flatnonzero(np.append(levels[1:] != levels[:-1], True)[: levels.size])
-    negatives = -score[~positive]  # ascending, as searchsorted needs it
+def _plan(
+    positive: NDArray[np.bool_], score: FloatArray, codes: IndexArray, clusters: int
+) -> _Plan:
+    levels, at = np.unique(-score[positive], return_inverse=True)
+    negatives = -score[~positive]
+    # 2 g: above level g; 2 g + 1: at it; 2 G: below all.
+    place = np.searchsorted(levels, negatives, side="left")
+    place += np.searchsorted(levels, negatives, side="right")
     return _Plan(
-        positive=codes[positive],
-        negative=codes[~positive],
-        last=last,
-        above=np.searchsorted(negatives, -levels[last], side="left"),
-        through=np.searchsorted(negatives, -levels[last], side="right"),
+        positive=_tally(at, codes[positive], (levels.size, clusters)),
+        negative=_tally(place, codes[~positive], (2 * levels.size + 1, clusters)),
     )
 
 
-def _score_block(plan: _Plan, count: IntArray, recall: float) -> FloatArray:
-    """The metrics of one label on a block of resamples, [3, B] in the order of METRICS."""
-    tp = np.cumsum(_take(count, plan.positive), axis=1)[:, plan.last]  # [B, G]
-    fp = np.zeros((count.shape[0], plan.negative.size + 1), dtype=np.int64)
-    np.cumsum(_take(count, plan.negative), axis=1, out=fp[:, 1:])
-    positives, negatives = tp[:, -1], fp[:, -1]
-    above, through = _take(fp, plan.above), _take(fp, plan.through)
-    gained = np.diff(tp, axis=1, prepend=0)
+def _tally(place: IndexArray, codes: IndexArray, shape: tuple[int, int]) -> csr_array:
+    """How many images of each cluster stand at each place."""
+    return csr_array((np.ones(place.size), (place, codes)), shape=shape)  # adds up equal entries
 
-    values = np.full((len(METRICS), count.shape[0]), np.nan)
+
+def _score_block(plan: _Plan, count: FloatArray, recall: float) -> FloatArray:
+    """The metrics of one label on a block of resamples [C, B] -> [3, B] in the order of METRICS."""
+    gained = plan.positive @ count  # [G, B]; whole numbers are exact in float64
+    tp = np.cumsum(gained, axis=0)
+    fp = np.cumsum(plan.negative @ count, axis=0)
+    positives, negatives = tp[-1], fp[-1]
+    above, through = fp[:-1:2], fp[1::2]
+
+    values = np.full((len(METRICS), count.shape[1]), np.nan)
     pairs = positives * negatives
-    wins_twice = 2 * pairs - np.einsum("bg,bg->b", gained, above + through)
+    wins_twice = 2 * pairs - np.einsum("gb,gb->b", gained, above + through)
     np.divide(wins_twice, 2 * pairs, out=values[0], where=pairs > 0)
 
     # An empty prefix has tp = 0: dividing by 1 gives it the precision 0, which nothing picks.
     precision = tp / np.maximum(tp + through, 1)
     np.divide(
-        np.einsum("bg,bg->b", gained, precision), positives, out=values[1], where=positives > 0
+        np.einsum("gb,gb->b", gained, precision), positives, out=values[1], where=positives > 0
     )
     floor = (recall - RECALL_SLACK) * positives
-    best = np.max(precision, axis=1, where=tp >= floor[:, None], initial=0.0)
+    best = np.max(precision, axis=0, where=tp >= floor, initial=0.0)
     np.copyto(values[2], best, where=positives > 0)
     return values
-
-
-def _take(rows: IntArray, index: IndexArray) -> IntArray:
-    # mode="clip" only skips the bounds check: the indices are in range by construction.
-    return rows.take(index, axis=1, mode="clip")

@@ -40,7 +40,13 @@ class StepSeeds(Callback):
         self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int
     ) -> None:
         names = ("step", trainer.current_epoch, batch_idx, trainer.global_rank)
-        torch.manual_seed(derive_seed(self.seed, *names))
+        seed = derive_seed(self.seed, *names)
+        if pl_module.device.type == "cpu":
+            # `torch.manual_seed` also notes a call for each kind of GPU that is not there, with a
+            # formatted stack and for ever: milliseconds a step.
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
 
 class FiniteLoss(Callback):

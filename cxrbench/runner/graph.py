@@ -1,7 +1,7 @@
 """Graphs of stages as JSON: what plans are cached as and what a worker is handed."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from cxrbench.core.errors import DataError
@@ -24,7 +24,9 @@ def to_json(graph: Graph) -> list[dict[str, Any]]:
     nodes = []
     for digest, stage in graph.items():
         bare = replace(stage.data, images=None, externals={})
-        data = {**asdict(bare), "params": dict(stage.data.params)}
+        # `asdict` would copy every parameter, most of the time that planning takes.
+        data = {field.name: getattr(bare, field.name) for field in fields(bare)}
+        data["params"] = dict(stage.data.params)
         del data["externals"]  # those that were used are stages of the graph themselves
         data["labels"] = list(stage.data.labels)
         data["images"] = stage.data.images.digest if stage.data.images else None

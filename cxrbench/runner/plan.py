@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cxrbench.core.digest import digest, package_digest
+from cxrbench.core.digest import canonical_json, digest, package_digest
 from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.registry import Registry
 from cxrbench.core.spec import BenchSpec, DatasetEntry, ExternalEntry, MethodEntry, TestEntry
 from cxrbench.core.stage import DataView, Stage, find_leaks
-from cxrbench.core.store import Store, read_json, write_json
+from cxrbench.core.store import Store, read_json, write_atomic
 from cxrbench.runner.bind import Binding, Progress, bind
 from cxrbench.runner.graph import Graph, from_json, graph_of, to_json
 from cxrbench.runner.unfold import PlannedRun, Setting, unfold
@@ -140,11 +140,13 @@ def make_plan(
     ]
     last = [stage for each in unfolded for stage in (each.final, *each.analyses.values())]
     plan = Plan(spec.name, runs, graph_of(last), _by_name(bindings), roots, leaks)
-    write_json(cached, {
+    value = {
         "runs": [run.model_dump(mode="json") for run in runs],
         "nodes": to_json(plan.graph),
         "leaks": leaks,
-    })  # fmt: skip
+    }
+    # Without indents, which Python's encoder takes ten times as long for.
+    write_atomic(cached, canonical_json(value).encode())
     return plan
 
 
