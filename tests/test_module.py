@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.spec import Augment, Recipe
 from cxrbench.data.augment import RandomView, fixed_view
 from cxrbench.data.index import Index
-from cxrbench.data.module import CxrDataModule, EpochBatches, ViewDataset
+from cxrbench.data.module import REPEATED, CxrDataModule, EpochBatches, ViewDataset
 from cxrbench.data.pixels import resize
+from cxrbench.methods.base import once
 from cxrbench.metrics.boxes import box_of_mask
 
 ROWS = np.arange(100, 147)  # 47 rows, so that batches of 6 leave some over
@@ -122,9 +124,34 @@ def test_evaluation_sees_every_row_and_pads_with_repeats_only(world: int, batch_
         assert flat(found[0]) == list(ROWS)
         assert set(seen.values()) == {1}
     assert rows_of(ranks[0]) == found[0]
+    # What counts is every row once, and some on every rank.
+    counted = [
+        [row for items in rank for epoch, row in items if epoch != REPEATED] for rank in ranks
+    ]
+    assert sorted(flat(counted)) == sorted(ROWS)
+    assert all(counted)
 
 
 # --- batches
+
+
+def test_a_batch_marks_what_padding_repeats(tmp_path: Path) -> None:
+    parts = np.array(["val"] * 5, dtype=object)
+    pixels = np.zeros((5, 16, 16), np.uint8)
+    data = CxrDataModule(make_index(5), pixels, parts, Recipe(size=16, load=16, batch_size=8), size=16, seed=0)  # fmt: skip
+    data.trainer = SimpleNamespace(global_rank=1, world_size=2)  # type: ignore[assignment]
+    (batch,) = data.val_dataloader()
+    assert batch["row"].tolist() == [1, 3, 0, 2]
+    assert batch["repeated"].tolist() == [False, False, True, True]
+    left = once(batch)
+    assert left is not None
+    assert left["row"].tolist() == [1, 3]
+    assert left["image_id"] == ["i001", "i003"]
+    assert len(left["image"]) == 2
+    assert once({**batch, "repeated": torch.ones(4, dtype=torch.bool)}) is None
+    data.trainer = SimpleNamespace(global_rank=0, world_size=6)  # type: ignore[assignment]
+    with pytest.raises(DataError, match="5 images, too few for 6 devices"):
+        data.val_dataloader()
 
 
 def make_index(count: int = COUNT) -> Index:

@@ -4,7 +4,8 @@ Shapes: B batch, S side of a view, K labels. A batch is a dict of `image` uint8 
 [B, 10, 1, S, S] for ten crops), `target` float [B, K] with 0 where unknown, `known` bool [B, K],
 `row` int [B] (row of the index), `image_id` and `patient_id` lists of B strings. Of data sets with
 masks, for methods that ask for them: `mask` uint8 [B, 1, S, S] (255 inside the lungs), `box` float [B, 4]
-around both lungs (x0, y0, x1, y1 in shares of the side) and `box_known` bool [B] (some lung is in view).
+around both lungs (x0, y0, x1, y1 in shares of the side) and `box_known` bool [B] (some lung is in view). Where
+padding under DDP repeats images: `repeated` bool [B].
 
 All randomness is a function of (seed, epoch, row): never of a generator's history, of the number of
 workers or of devices. So an interrupted training goes on exactly as if it had not been interrupted.
@@ -32,6 +33,7 @@ from cxrbench.metrics.boxes import box_of_mask
 Pixels = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
 Made = TypeVar("Made")
+REPEATED = -1  # in place of the epoch: an image that only fills up a rank's last batch
 WORKER_TIMEOUT = 300  # seconds until a silent loader process is an error
 
 
@@ -47,6 +49,7 @@ class Batch(TypedDict):
     mask: NotRequired[Tensor]
     box: NotRequired[Tensor]
     box_known: NotRequired[Tensor]
+    repeated: NotRequired[Tensor]
 
 
 class ViewDataset(Dataset[Batch]):
@@ -90,6 +93,9 @@ class ViewDataset(Dataset[Batch]):
             image_id=[str(name) for name in self.image_ids[rows]],
             patient_id=[str(name) for name in self.patient_ids[rows]],
         )
+        repeated = [epoch == REPEATED for epoch, _ in items]
+        if any(repeated):
+            batch["repeated"] = torch.tensor(repeated)
         if masks:
             batch["mask"], batch["box"], batch["box_known"] = _mask_fields(masks)
         return batch
@@ -155,7 +161,7 @@ class EpochBatches:
 
     Training: every global batch is cut among the ranks, so that devices do not change what a step sees;
     a last incomplete batch is left out. `weights` draws with replacement instead. Evaluation: rows in order, the last ranks padded with repeated
-    rows (who gathers drops them by row).
+    rows, which are marked.
     """
 
     def __init__(
@@ -196,9 +202,9 @@ class EpochBatches:
         batches = self._train_batches() if self.train else self._evaluation_batches()
         for number, rows in enumerate(batches):
             if number >= skip:
-                yield [(self.epoch, int(row)) for row in rows]
+                yield rows
 
-    def _train_batches(self) -> Iterator[Rows]:
+    def _train_batches(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng(derive_seed(self.seed, "order", self.epoch))
         if self.weights is None:
             shuffled = order.permutation(self.rows)
@@ -206,12 +212,18 @@ class EpochBatches:
             shuffled = order.choice(self.rows, size=len(self.rows), p=self.weights)
         for number in range(len(self)):
             batch = shuffled[number * self.batch_size : (number + 1) * self.batch_size]
-            yield batch[self.rank :: self.world]
+            yield [(self.epoch, int(row)) for row in batch[self.rank :: self.world]]
 
-    def _evaluation_batches(self) -> Iterator[Rows]:
+    def _evaluation_batches(self) -> Iterator[list[tuple[int, int]]]:
         share = len(self) * self.batch_size
-        padded = np.resize(self.rows, share * self.world) if self.world > 1 else self.rows
-        mine = padded[self.rank :: self.world]
+        count = share * self.world if self.world > 1 else len(self.rows)
+        mine = [
+            (
+                self.epoch if place < len(self.rows) else REPEATED,
+                int(self.rows[place % len(self.rows)]),
+            )
+            for place in range(self.rank, count, self.world)
+        ]
         for start in range(0, len(mine), self.batch_size):
             yield mine[start : start + self.batch_size]
 
@@ -306,9 +318,14 @@ class CxrDataModule(L.LightningDataModule):
         return self._loader(view, batches)
 
     def evaluation_dataloader(self, part: str, view: str) -> DataLoader[Batch]:
-        """Every image of a part once a rank, in order; padding repeats rows."""
+        """Every image of a part once over all ranks, in order; what fills up the last batches is marked."""
         self._require(part)
         rank, world = self._ranks()
+        if len(self.rows[part]) < world:
+            raise DataError(
+                f"{self.index.dataset}: the {part} part of this fold has {len(self.rows[part])} images, too few "
+                f"for {world} devices"
+            )
         size = max(1, self.recipe.batch_size // world)
         batches = EpochBatches(
             self.rows[part], size, train=False, seed=self.seed, rank=rank, world=world

@@ -17,7 +17,7 @@ from torch import Tensor
 from cxrbench.core.spec import Augment, MethodParams, Recipe
 from cxrbench.core.stage import DataView, Stage, compute, fit
 from cxrbench.methods.aecnn_report import Reconstruction, ReconstructionParams
-from cxrbench.methods.base import Batch, Classifier, Method, weights_in
+from cxrbench.methods.base import Batch, Classifier, Method, once, weights_in
 from cxrbench.methods.densenet121 import (
     BL5,
     QUICK,
@@ -92,9 +92,11 @@ class PatchAutoencoder(Method):
         return reconstruction_mse(self.autoencoder(image)[1], image)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        image = to_unit(batch["image"])
+        left = once(batch)
+        if left is None:
+            return
+        image = to_unit(left["image"])
         loss = reconstruction_mse(self.autoencoder(image)[1], image)
-        # Padding under DDP repeats at most a few images here; the mean over images is weighted.
         self.log("val_loss", loss, batch_size=len(image), sync_dist=True)
 
 

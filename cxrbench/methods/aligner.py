@@ -20,7 +20,7 @@ from cxrbench.core.contract import Transformation
 from cxrbench.core.errors import CxrbenchError
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.spec import Augment, MethodParams, Recipe
-from cxrbench.methods.base import Batch, Method, weights_in
+from cxrbench.methods.base import Batch, Method, once, weights_in
 from cxrbench.methods.canonical_chest import Crop, LossNetwork, seen_size, shrunk
 from cxrbench.nn.backbones import IMAGENET_MEAN, ImageNetInput, to_unit
 from cxrbench.nn.perceptual import (
@@ -207,9 +207,13 @@ class Aligner(Method):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         terms = self.losses(to_unit(batch["image"]))
-        self._poses.append(terms["pose"])
-        # Padding under DDP repeats at most a few images here; the mean over images is weighted.
-        count = len(batch["image"])
+        self._poses.append(terms["pose"])  # of as many images on every device
+        left = once(batch)
+        if left is None:
+            return
+        if left is not batch:
+            terms = self.losses(to_unit(left["image"]))
+        count = len(left["image"])
         self.log("val_loss", terms["loss"], batch_size=count, sync_dist=True)
         self.log("val_ncc", terms["ncc"], batch_size=count, sync_dist=True)
 

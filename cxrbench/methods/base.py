@@ -135,6 +135,20 @@ class Method(L.LightningModule):
         return build_optimiser(self, self.params.recipe, self.steps_per_epoch)
 
 
+def once(batch: Any) -> Any | None:
+    """A validation batch without the images that padding under DDP repeats; None where nothing is left."""
+    if "repeated" not in batch:
+        return batch
+    kept = ~batch["repeated"]
+    if not kept.any():
+        return None
+    places = kept.nonzero().flatten().tolist()
+    return {
+        name: values[kept] if isinstance(values, Tensor) else [values[i] for i in places]
+        for name, values in batch.items()
+    }
+
+
 def _with_recipe(tree: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
     """`recipe` laid over every recipe in a tree of parameters."""
     laid: dict[str, Any] = {}

@@ -24,7 +24,7 @@ from cxrbench.core.contract import Transformation
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.seed import derive_seed
 from cxrbench.core.spec import MethodParams, Recipe
-from cxrbench.methods.base import Batch, Method, weights_in
+from cxrbench.methods.base import Batch, Method, once, weights_in
 from cxrbench.nn.backbones import load_whole, to_unit
 from cxrbench.nn.blur import (
     Law,
@@ -226,11 +226,13 @@ class DeblurUNet(Method):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """`val_loss` is the mean squared error whatever is trained with, as the paper's curve."""
-        sharp, rows = to_unit(batch["image"]), batch["row"].tolist()
+        left = once(batch)
+        if left is None:
+            return
+        sharp, rows = to_unit(left["image"]), left["row"].tolist()
         # Stds spread evenly over the range and noise, both functions of the row alone.
         blurred = self._blurred(sharp, torch.tensor([row * GOLDEN % 1 for row in rows]), rows)
         loss = F.mse_loss(self(blurred), sharp)
-        # Padding under DDP repeats at most a few images here; the mean over images is weighted.
         self.log("val_loss", loss, batch_size=len(sharp), sync_dist=True)
 
     def _blurred(self, sharp: Tensor, place: Tensor, seeds: list[int] | None = None) -> Tensor:
