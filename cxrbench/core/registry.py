@@ -58,10 +58,10 @@ def _literal(node: ast.ClassDef, attribute: str) -> ast.expr | None:
 
 def _read_entries(path: Path, family: Family, target: str) -> list[Entry]:
     """The registered classes of a file: those with a literal `name` and, for methods, `presets`."""
-    text = path.read_text(encoding="utf-8")
-    if path.is_relative_to(PACKAGE) and MARKS[family] not in text:
-        return []  # spares parsing most of the package's files, a third of what `list` takes
     try:
+        text = path.read_text(encoding="utf-8")
+        if path.is_relative_to(PACKAGE) and MARKS[family] not in text:
+            return []  # spares parsing most of the package's files, a third of what `list` takes
         tree = ast.parse(text, filename=str(path))
     except (SyntaxError, ValueError) as error:
         raise UsageError(f"{path}: not a Python file ({error})") from None

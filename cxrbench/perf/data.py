@@ -54,7 +54,7 @@ def draw_films(folder: Path, films: int, side: int) -> list[Path]:
 
 def by_pillow(path: Path, size: int) -> Grey:
     """The idiom of most training code: open, RGB, Pillow's resize; one of three equal channels [S, S]."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=("PNG",)) as image:
         return np.asarray(image.convert("RGB").resize((size, size)))[..., 0]
 
 
@@ -67,7 +67,7 @@ def by_opencv(path: Path, size: int) -> Grey:
 
 def by_pillow_with_area(path: Path, size: int) -> Grey:
     """Pillow's RGB with the cache's own resize, so that the pixels can be equal, [S, S]."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=("PNG",)) as image:
         rgb = np.asarray(image.convert("RGB"))
     return np.ascontiguousarray(cv2.resize(rgb, (size, size), interpolation=cv2.INTER_AREA)[..., 0])
 
