@@ -1,7 +1,6 @@
 """Where a site's files are written: pages from templates that escape, figures and pictures once each."""
 
 import shutil
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -82,8 +81,7 @@ class Output:
         if self.processes < 2:
             return None
         # Of a process with many threads (pandas, torch) no copy can be made safely.
-        method = "forkserver" if sys.platform == "linux" else "spawn"
-        return ProcessPoolExecutor(self.processes, mp_context=get_context(method))
+        return ProcessPoolExecutor(self.processes, mp_context=get_context("spawn"))
 
     def finish(self, *, whole: bool = True) -> None:
         """Wait for the figures, or give up those that were not begun; raises what went wrong in one."""
