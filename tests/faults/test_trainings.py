@@ -81,6 +81,9 @@ class Broken:
     def __init__(self, how: str) -> None:
         self.how, self.parent = how, os.getpid()
 
+    def leaves(self, side: int) -> bool:
+        return False
+
     def __call__(self, image: Any) -> Any:
         if self.how == "raise":
             raise ArithmeticError("odd pixels")
