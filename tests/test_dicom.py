@@ -490,7 +490,7 @@ def test_a_nest_of_sequences_ends(tmp_path):
     nest = b"\x08\0\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff" * 5000
     path.write_bytes(data[:at] + nest + data[at:])
     # How deep it is followed hangs on the stack that other libraries leave.
-    with pytest.raises(UnreadableImageError, match="recursion|No tag to read"):
+    with pytest.raises(UnreadableImageError, match=r"recursion|No tag to read"):
         read_header(path)
 
 
