@@ -147,12 +147,12 @@ def pareto(points: Sequence[tuple[str, float, float]], cost: str) -> str:
                 fontsize=7.5 if first else 7, color=INK if first else MUTED,
             )  # fmt: skip
         ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
         low, high = min(p[1] for p in points), max(p[1] for p in points)
         # Room on the right for the last name.
         spread = max(math.log10(high / low), 0.3)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if spread < 2 else (1,)))
         ax.set_xlim(low / 10 ** (0.1 * spread), high * 10 ** (0.55 * spread))
         ax.set(xlabel=cost, ylabel="macro AUC")
         return svg(ax)

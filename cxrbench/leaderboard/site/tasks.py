@@ -1,7 +1,7 @@
 """A page for each task: the table, and everything that explains it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,13 @@ from cxrbench.leaderboard.site.predictions import Part, read_part
 from cxrbench.leaderboard.site.runs import run_path
 from cxrbench.leaderboard.site.thresholds import transfers
 
+# What a record's cost says, what the axis is called, and the value on it: smaller is cheaper.
+COSTS: dict[str, tuple[str, Callable[[float], float]]] = {
+    "device_hours": ("device hours of one fold", lambda hours: hours),
+    "parameters": ("million parameters", lambda count: count / 1e6),
+    "images_per_second_training": ("seconds a 1,000 training images", lambda speed: 1000 / speed),
+    "peak_memory_bytes": ("GiB of memory at most", lambda count: count / 2**30),
+}
 MOST_CURVES = 6  # rows in a figure of curves: more cannot be told apart by eye
 
 
@@ -164,13 +171,10 @@ def _baselines_first(table: Table) -> list[Row]:
 
 
 def _cost_figures(out: Output, table: Table, stem: str) -> list[tuple[str, str]]:
-    """(figure, text) of AUC over device hours and over parameters, where two rows know theirs."""
+    """(figure, text) of AUC over each cost, where two rows know theirs."""
     made = []
-    for key, scale, title in (
-        ("device_hours", 1.0, "device hours of one fold"),
-        ("parameters", 1e-6, "million parameters"),
-    ):
-        points = [point for row in table.rows if (point := _point(row, key, scale))]
+    for key, (title, cost) in COSTS.items():
+        points = [point for row in table.rows if (point := _point(row, key, cost))]
         if len(points) > 1:
             path = out.figure(f"{stem}-{key}", figures.pareto, points, title)
             best = ", ".join(points[i][0] for i in sorted(figures.frontier(points)))
@@ -178,13 +182,13 @@ def _cost_figures(out: Output, table: Table, stem: str) -> list[tuple[str, str]]
     return made
 
 
-def _point(row: Row, key: str, scale: float) -> tuple[str, float, float] | None:
+def _point(row: Row, key: str, cost: Callable[[float], float]) -> tuple[str, float, float] | None:
     value = row.values["auc"]
     spent = [record.cost.get(key) for record in row.records]
     known = [each for each in spent if isinstance(each, int | float) and each > 0]
     if value is None or not known:
         return None
-    return row.name, scale * float(np.mean(known)), value.mean
+    return row.name, cost(float(np.mean(known))), value.mean
 
 
 def _galleries(out: Output, table: Table) -> list[dict[str, Any]]:
