@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A process a core, each with one thread; the tests of a file share what they build.
-PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
+PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 ALONE := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help

@@ -12,11 +12,15 @@ from cxrbench.core.store import HOME_VARIABLE, Store
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 SLOW_VARIABLE = "CXRBENCH_SLOW"
+LONGEST = ("test_runner.py", "test_resume.py", "test_conformance.py", "test_site.py")
 SAMPLES_VARIABLE = "CXRBENCH_SAMPLES"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests run only when they are asked for: `-m slow`, `-m slurm`, or CXRBENCH_SLOW=1 for all."""
+    """The longest files come first, so that no process waits for another's at the end; slow tests run only when they
+    are asked for: `-m slow`, `-m slurm`, or CXRBENCH_SLOW=1 for all.
+    """
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     asked = any(word in config.option.markexpr for word in ("slow", "slurm"))
     if asked or os.environ.get(SLOW_VARIABLE) == "1":
         return
