@@ -9,9 +9,9 @@ from test_resume import end, start
 from cxrbench.core.errors import ConfigError
 from cxrbench.core.registry import Registry
 from cxrbench.core.spec import BenchSpec, Execution, Recipe
-from cxrbench.core.store import Store, write_json
+from cxrbench.core.store import Store
 from cxrbench.runner.bench import plan_bench
-from cxrbench.runner.graph import to_json
+from cxrbench.runner.chains import write_job
 from cxrbench.runner.training import make_trainer
 
 # Slowly: rounding alone parts two trainings after large steps.
@@ -31,19 +31,9 @@ def trained(home: Path, method: str, training: str, devices: int) -> list[dict[s
     spec = {"name": "ddp", "preset": "quick", "methods": [method], "datasets": [data], "recipe": RECIPE}  # fmt: skip
     plan = plan_bench(BenchSpec.parse(spec, where="test"), registry, store, "cpu")
     stage = next(s for s in plan.graph.values() if (s.kind, s.name) == ("fit", training))
-    needed = stage.ancestry()
+    execution = Execution(threads=1, devices=devices)
     job = store.folder("jobs") / "job.json"
-    write_json(
-        job,
-        {
-            "store": str(store.root),
-            "todo": list(needed),
-            "nodes": to_json(needed),
-            "roots": {"phantom": None},
-            "plugins": [],
-            "execution": Execution(threads=1, devices=devices).model_dump(mode="json"),
-        },
-    )
+    write_job(job, plan, store, registry, execution, list(stage.ancestry().values()))
     assert end(start(job), 900) == 0, job.with_suffix(".log").read_text()[-2000:]
     with (store.artefact(stage.key) / "log.csv").open() as file:
         return list(csv.DictReader(file))

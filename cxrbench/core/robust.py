@@ -7,6 +7,8 @@ from cxrbench.core.frozen import Frozen
 from cxrbench.core.record import Record
 from cxrbench.core.store import Store
 
+PLAIN = "undisturbed"  # the kind under which films as they are stand, at level 0
+
 
 class Level(Frozen):
     """Scores at one level: macro and by label; None where a label has one class only."""

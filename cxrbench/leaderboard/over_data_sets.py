@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxrbench.leaderboard.compare import holm
-from cxrbench.leaderboard.ranks import no_diagram
+from cxrbench.leaderboard.ranks import better_and_equal, no_diagram
 from cxrbench.leaderboard.rows import Row, Table
 from cxrbench.leaderboard.sentences import ALPHA, OVER_DATA_SETS
 
@@ -83,8 +83,7 @@ def _auc(row: Row) -> float:
 
 def _ranks(auc: FloatArray) -> FloatArray:
     """1 for the highest AUC of each data set."""
-    better = (auc[:, None, :] > auc[:, :, None]).sum(axis=2)
-    equal = (auc[:, None, :] == auc[:, :, None]).sum(axis=2)
+    better, equal = better_and_equal(auc)
     return np.asarray(better + (equal + 1) / 2)
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from cxrbench.leaderboard.sentences import DATA_SETS_FOR_A_DIAGRAM, LEVEL, NO_DIAGRAM
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 
 def tie_groups(count: int, told_apart: Callable[[int, int], bool | None]) -> list[tuple[int, int]]:
@@ -25,13 +26,18 @@ def tie_groups(count: int, told_apart: Callable[[int, int], bool | None]) -> lis
     return groups
 
 
+def better_and_equal(auc: FloatArray) -> tuple[IntArray, IntArray]:
+    """For each AUC of [R, n] how many of its line are higher, and how many are the same, itself included."""
+    better = (auc[:, None, :] > auc[:, :, None]).sum(axis=2)
+    return better, (auc[:, None, :] == auc[:, :, None]).sum(axis=2)
+
+
 def rank_intervals(draws: FloatArray, level: float = LEVEL) -> list[tuple[int, int]]:
     """From AUCs on resamples [R, n], the places between which `level` of them put each row.
 
     A tie within a resample counts for both sides of it: the best place for the low end, the worst for the high.
     """
-    better = (draws[:, None, :] > draws[:, :, None]).sum(axis=2)  # [R, n]
-    equal = (draws[:, None, :] == draws[:, :, None]).sum(axis=2)
+    better, equal = better_and_equal(draws)
     low = np.quantile(better + 1, (1 - level) / 2, axis=0, method="lower")
     high = np.quantile(better + equal, (1 + level) / 2, axis=0, method="higher")
     return [(int(a), int(b)) for a, b in zip(low, high, strict=True)]

@@ -21,6 +21,7 @@ from cxrbench.core.frozen import Frozen
 from cxrbench.methods.base import weights_in
 from cxrbench.methods.sheets import contact_sheet, write_gallery
 from cxrbench.metrics.images import mean_defined, mse, psnr, ssim
+from cxrbench.metrics.spread import spread
 from cxrbench.nn.autoencoder import SCALE, Autoencoder, Resizing, enlarge, shrink
 from cxrbench.nn.backbones import load_whole, to_unit
 
@@ -115,11 +116,6 @@ class Reconstruction(Computation):
 def plain(by: Resizing) -> Way:
     """Resizing down and up again."""
     return Way(lambda film: shrink(film, by), lambda code: enlarge(code, by).clamp(0, 1))
-
-
-def spread(count: int, most: int) -> npt.NDArray[np.int64]:
-    """At most `most` of `count` places, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 # --- numbers

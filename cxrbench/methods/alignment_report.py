@@ -30,6 +30,7 @@ from cxrbench.methods.aligner import (
 from cxrbench.methods.canonical_chest import Crop
 from cxrbench.methods.sheets import Cell, contact_sheet, write_gallery
 from cxrbench.metrics.images import mean_defined, mean_image_sharpness, ncc, ssim
+from cxrbench.metrics.spread import spread
 from cxrbench.nn.backbones import to_unit
 from cxrbench.nn.spatial_transformer import invert, theta_of_pose, warp
 
@@ -262,7 +263,7 @@ def _write_poses(names: Sequence[str], pose: Tensor, path: Path) -> None:
 
 def _draw(image: Plane, both: dict[str, Plane], chest: Plane, pose: Tensor, out: Path) -> None:
     """Pairs, means and histograms, with the list that captions them."""
-    few = np.linspace(0, len(image) - 1, min(SHOWN, len(image))).round().astype(int)
+    few = spread(len(image), SHOWN)
     pairs: list[list[Cell]] = [
         [(image[n], "input"), (both["after"][n], "aligned"), (chest, "canonical")] for n in few
     ]

@@ -28,6 +28,7 @@ from cxrbench.methods.deblur_images import (
 from cxrbench.methods.sheets import Cell, Points, contact_sheet, plot, write_gallery
 from cxrbench.metrics.classification import Ranking, confusion_at
 from cxrbench.metrics.images import edge_mse, mean_defined, mse, psnr, psnr_of_mse, ssim
+from cxrbench.metrics.spread import spread
 
 FloatArray = npt.NDArray[np.float64]
 CHUNK = 16  # films restored at once
@@ -75,7 +76,7 @@ class Restoration(Computation):
     ) -> dict[str, Any]:
         """Leaves `gallery.png`, `sweep.png` and `gallery.json`; the numbers are the facts."""
         p = self.params
-        chosen = _spread(len(images), p.images)
+        chosen = spread(len(images), p.images)
         found: dict[str, list[dict[str, FloatArray]]] = {}
         for block, films in self._blocks(images, chosen):
             for name, restored in self._all(p.focus, inputs, films).items():
@@ -91,12 +92,12 @@ class Restoration(Computation):
             for name, row in facts["restored"].items()
             if name != "blurred"
         }
-        few = np.array(images[chosen[_spread(len(chosen), SWEPT)]])
+        few = np.array(images[chosen[spread(len(chosen), SWEPT)]])
         facts["strongest_filters"] = self._strongest(few)
         facts["psnr_by_sigma"] = self._sweep(few, inputs)
         if p.unet is not None:
             facts["unet_mse_of_floats"] = self._as_reported(few, inputs)
-        self._draw(images[chosen[_spread(len(chosen), SHOWN)]], inputs, facts, out)
+        self._draw(images[chosen[spread(len(chosen), SHOWN)]], inputs, facts, out)
         return facts
 
     def _blocks(self, images: Any, rows: Any) -> Iterator[tuple[FloatArray, npt.NDArray[np.uint8]]]:
@@ -199,11 +200,6 @@ class Restoration(Computation):
             ),
         }
         write_gallery(out, pictures)
-
-
-def _spread(count: int, most: int) -> npt.NDArray[np.int64]:
-    """At most `most` of `count` places, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def _split(values: list[int], size: int) -> list[list[int]]:

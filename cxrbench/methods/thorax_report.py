@@ -22,6 +22,7 @@ from cxrbench.core.stage import DataView, Stage, compute, predict
 from cxrbench.methods.sheets import TILE, Cell, contact_sheet, tile, write_gallery
 from cxrbench.metrics.boxes import box_of_mask, iou
 from cxrbench.metrics.classification import OperatingPoint, Ranking
+from cxrbench.metrics.spread import spread
 
 Pixels = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.float64]
@@ -109,7 +110,7 @@ class RoiReport(Computation):
         truth: Any,
         out: Path,
     ) -> None:
-        rows = np.unique(np.linspace(0, len(boxes) - 1, SHOWN).round().astype(np.int64))
+        rows = spread(len(boxes), SHOWN)
         films = np.array(images[rows])
         seen = self.shown(films, boxes[rows], {n: values[rows] for n, values in columns.items()})
         pairs: list[list[Cell]] = []

@@ -51,6 +51,7 @@ from cxrbench.methods.translation_measures import (
     residual,
 )
 from cxrbench.metrics.classification import roc_auc
+from cxrbench.metrics.spread import spread
 from cxrbench.nn.backbones import load_whole
 from cxrbench.nn.resnet_generator import SCALE
 
@@ -147,10 +148,10 @@ class TranslationReport(Computation):
         marks: Sequence[Marks] | None,
         out: Path,
     ) -> None:
-        few = {d: _spread(len(c.films), SHOWN) for d, c in crossings.items()}
+        few = {d: spread(len(c.films), SHOWN) for d, c in crossings.items()}
         if marks is not None and any(marks):
             boxed = np.flatnonzero([bool(found) for found in marks])
-            few["sick"] = boxed[_spread(len(boxed), SHOWN)]
+            few["sick"] = boxed[spread(len(boxed), SHOWN)]
         rows = {d: _triplets(c, d, few[d], marks) for d, c in crossings.items()}
         outlined = " Boxes of findings are outlined." if marks is not None else ""
         how = f"Differences of the films enlarged to {ENLARGED} px, yellow at the largest of each film"
@@ -348,8 +349,3 @@ def _triplets(
         )
         rows.append([(clahe(one), "CLAHE") for one in (film, made, back)])
     return rows
-
-
-def _spread(count: int, most: int) -> Rows:
-    """At most `most` of `count` places, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))

@@ -124,11 +124,17 @@ def run_compute(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     return computation.compute(chosen, targets, inputs, out, stage.seed)
 
 
-def run_transform(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
-    """Every image rewritten: `images.npy` uint8 [N, T, T]."""
+def open_transformation(stage: Stage, context: Context) -> Transformation:
+    """What a transform stage rewrites images with, with all that it was fitted on loaded."""
     cls = load_target(stage.target)
     change: Transformation = cls(cls.Params.parse(dict(stage.params), where=stage.key))
     change.open({n: context.artefact(p) for n, p in stage.inputs.items()}, device_of(context))
+    return change
+
+
+def run_transform(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
+    """Every image rewritten: `images.npy` uint8 [N, T, T]."""
+    change = open_transformation(stage, context)
     material = context.material(stage.data, change.image_size())
     count = len(material.pixels)
     images = None

@@ -5,7 +5,7 @@ at a time. Results lie beside the records, one file a run; what is there already
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,27 @@ import torch
 from cxrbench.core.contract import Transformation
 from cxrbench.core.errors import DataError
 from cxrbench.core.record import Record
-from cxrbench.core.registry import Registry, load_target
-from cxrbench.core.robust import Robustness, robustness_path
+from cxrbench.core.registry import Registry
+from cxrbench.core.robust import PLAIN, Robustness, robustness_path
 from cxrbench.core.seed import derive_seed
 from cxrbench.core.spec import Execution
-from cxrbench.core.stage import DataView, Stage
+from cxrbench.core.stage import Stage
 from cxrbench.core.store import Store, read_json, write_json
 from cxrbench.data.disturb import DISTURBANCES, Grey
 from cxrbench.data.module import CxrDataModule
 from cxrbench.data.pixels import resize
-from cxrbench.metrics.classification import average_precision, roc_auc
+from cxrbench.methods.base import Method
+from cxrbench.metrics.report import score_predictions
+from cxrbench.metrics.spread import spread
 from cxrbench.runner.apply import stored_stage
 from cxrbench.runner.context import Context, Material
-from cxrbench.runner.execute import device_of
+from cxrbench.runner.execute import device_of, open_transformation
 from cxrbench.runner.predict import predict_rows
 from cxrbench.runner.training import load_module
 
 CHUNK = 512  # films in memory at once
 SAME = 1e-3  # AUC that undisturbed films may differ from the record's, on another device
-PLAIN = "undisturbed"
+METRICS = ("auc", "pr_auc")
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,7 @@ class Subject:
     """A saved model, and the test films that it is tried on."""
 
     record: Record
-    model: Stage
-    predictions: Stage
+    module: Method  # on its device
     rows: npt.NDArray[np.int64]  # among all images
     material: Material  # raw films at the side that the first step reads
     steps: list[tuple[Transformation, int]]  # and the side of its input
@@ -101,40 +102,29 @@ def _subject(record: Record, context: Context, images: int | None) -> Subject:
     predictions = stored_stage(context.store, keys[-1])
     model = predictions.inputs["model"]
     steps = list(_steps(predictions.data.images, context))
-    cls = load_target(model.target)
-    load, _ = cls.image_size(cls.Params.parse(dict(model.params), where=model.key))
-    raw = _raw(predictions.data)
+    module = load_module(model, context.artefact(model) / "model.safetensors")
+    module.eval().to(device_of(context))
+    load, _ = module.image_size(module.params)
+    raw = replace(predictions.data, images=None)
     material = context.material(raw, steps[0][1] if steps else load)
     rows = np.flatnonzero(material.parts.astype(str) == "test")
     if images is not None:
-        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(images, len(rows))).round().astype(int))]  # fmt: skip
-    return Subject(record, model, predictions, rows, material, steps, context)
-
-
-def _raw(view: DataView) -> DataView:
-    while view.images is not None:
-        view = view.images.data
-    return view
+        rows = rows[spread(len(rows), images)]
+    return Subject(record, module, rows, material, steps, context)
 
 
 def _steps(images: Stage | None, context: Context) -> Iterator[tuple[Transformation, int]]:
-    """What rewrites the images, the first step first, with all that it was fitted on loaded."""
+    """What rewrites the images, the first step first."""
     if images is None:
         return
     yield from _steps(images.data.images, context)
-    cls = load_target(images.target)
-    step: Transformation = cls(cls.Params.parse(dict(images.params), where=images.key))
-    step.open({n: context.artefact(p) for n, p in images.inputs.items()}, device_of(context))
+    step = open_transformation(images, context)
     yield step, step.image_size()
 
 
 def _scored(subject: Subject, kind: str | None, level: float) -> dict[str, Any]:
     """Scores of the films under one disturbance: macro and by label."""
-    module = load_module(
-        subject.model, subject.context.artefact(subject.model) / "model.safetensors"
-    )
-    device = device_of(subject.context)
-    module.eval().to(device)
+    module = subject.module
     index = subject.material.opened.index
     load, size = type(module).image_size(module.params)
     found = []
@@ -150,7 +140,7 @@ def _scored(subject: Subject, kind: str | None, level: float) -> dict[str, Any]:
             seed=0,
             workers=0,
         )
-        order, probability = predict_rows(module, data, "test", device)
+        order, probability = predict_rows(module, data, "test", device_of(subject.context))
         found.append(probability[np.argsort(order)])
     return _scores(subject, np.concatenate(found))
 
@@ -176,18 +166,17 @@ def _rewritten(subject: Subject, films: list[Grey]) -> list[Grey]:
 
 
 def _scores(subject: Subject, probability: npt.NDArray[np.float64]) -> dict[str, Any]:
-    index = subject.material.opened.index
-    labels: dict[str, Any] = {}
-    for k, label in enumerate(subject.model.data.labels):
-        target = index.targets[subject.rows, index.labels.index(label)]
-        known = ~np.isnan(target)
-        truth, score = target[known], probability[known, k]
-        labels[label] = {"auc": roc_auc(truth, score), "pr_auc": average_precision(truth, score)}
-    macro: dict[str, Any] = {}
-    for metric in ("auc", "pr_auc"):
-        values = [each[metric] for each in labels.values() if each[metric] is not None]
-        macro[metric] = float(np.mean(values)) if values else None
-    return {**macro, "labels": labels}
+    index, labels = subject.material.opened.index, list(subject.module.labels)
+    columns = [index.labels.index(label) for label in labels]
+    scores = score_predictions(
+        labels=labels,
+        target=index.targets[np.ix_(subject.rows, columns)],
+        probability=probability,
+        patient_id=index.patient_ids[subject.rows],
+        replicates=0,
+    )
+    by_label = {label: {m: each[m] for m in METRICS} for label, each in scores["labels"].items()}
+    return {**{metric: scores["macro"][metric] for metric in METRICS}, "labels": by_label}
 
 
 def _check(record: Record, auc: float | None) -> None:

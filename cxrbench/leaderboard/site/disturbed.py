@@ -7,11 +7,10 @@ from statistics import fmean
 
 from cxrbench.core.errors import CxrbenchError
 from cxrbench.core.record import Record
-from cxrbench.core.robust import Robustness, robustness_path
+from cxrbench.core.robust import PLAIN, Robustness, robustness_path
 from cxrbench.core.store import Store, read_json
 from cxrbench.leaderboard.rows import Row
 
-PLAIN = "undisturbed"
 Line = list[tuple[float, float]]  # (level, macro AUC), the undisturbed films at level 0
 
 
