@@ -26,7 +26,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from cxrbench.core.errors import UsageError
+from cxrbench.core.errors import ConfigError, UsageError
 from cxrbench.core.record import Record
 from cxrbench.core.store import Store, write_json
 from cxrbench.leaderboard.collect import collect
@@ -153,6 +153,25 @@ def module_make() -> Make:
         )  # fmt: skip
 
     return make
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[1], "x", 5, {"a": [1]}, {"a": {"precision_at_validation_threshold": [1]}},
+     {"a": {"precision_at_95_recall": "x"}}],
+)  # fmt: skip
+def test_a_record_with_odd_scores_by_label_is_left_out(module_make: Make, labels: Any) -> None:
+    with pytest.raises(ConfigError, match=r"scores\.labels"):
+        module_make(scores={"macro": {"auc": 0.8}, "labels": labels})
+
+
+def test_odd_numbers_by_label_break_no_page(tmp_path: Path, module_make: Make) -> None:
+    odd = {"auc": "x", "images": [], "precision_at_95_recall": {"precision": "y"},
+           "precision_at_validation_threshold": {"recall": {}, "precision": None}}  # fmt: skip
+    record = module_make(
+        folds=1, labels=["a"], scores={"macro": {"auc": 0.8}, "labels": {"a": odd}}
+    )
+    assert site(Store(tmp_path / "store"), [record], tmp_path / "site").is_dir()
 
 
 def test_processes_draw_the_same_figures(

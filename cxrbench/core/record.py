@@ -12,6 +12,7 @@ from cxrbench.core.frozen import Frozen
 from cxrbench.core.store import read_json, write_json
 
 RETRACTED = ".retracted.json"
+POINTS = ("precision_at_95_recall", "precision_at_validation_threshold")  # of a label's scores
 REMARKS = {"data_facts", "overlap", "unmatched_data"}  # of a test set: no part of its identity
 # What becomes a part of a path; records may come from strangers.
 Name = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
@@ -116,6 +117,13 @@ class Record(Frozen):
         for name, value in self.scores["macro"].items():
             if not _is_score(name, value):
                 raise ValueError(f"scores.macro.{name}: {value!r} is no such score")
+        labels = self.scores.get("labels") or {}
+        if not isinstance(labels, dict) or not all(isinstance(s, dict) for s in labels.values()):
+            raise ValueError("scores.labels must hold an object for each label")
+        for label, score in labels.items():
+            for name in POINTS:
+                if not isinstance(score.get(name) or {}, dict):
+                    raise ValueError(f"scores.labels.{label}.{name} must be an object")
         for name, value in self.cost.items():
             fits = isinstance(value, str) if name in ("device", "gpu") else _is_number(value)
             if value is not None and not fits:

@@ -6,6 +6,7 @@ from statistics import mean
 from typing import Any
 
 from cxrbench.leaderboard.collect import BASELINES, Row, Table, Value
+from cxrbench.leaderboard.labels import label_scores, label_value
 from cxrbench.leaderboard.site.runs import run_path
 
 SHADES = 20  # steps of the heat map's colours, from an AUC of 0.5 to 1
@@ -198,16 +199,12 @@ def heat_map(table: Table) -> dict[str, Any]:
 
 
 def _heat(row: Row, label: str) -> Cell:
-    values = [
-        value
-        for record in row.records
-        if (value := _label(record.scores, label).get("auc")) is not None
-    ]
-    if not values:
+    value = label_value(row, label, "auc")
+    if value is None:
         return Cell("–")
-    auc = mean(values)
-    shade = round(min(max((auc - 0.5) * 2, 0.0), 1.0) * SHADES)
-    return Cell(f"{auc:.3f}", auc, mark=f"v{shade}", about=f"mean of {len(values)} folds")
+    shade = round(min(max((value.mean - 0.5) * 2, 0.0), 1.0) * SHADES)
+    about = f"mean of {value.n} folds"
+    return Cell(f"{value.mean:.3f}", value.mean, mark=f"v{shade}", about=about)
 
 
 def _positives(table: Table, label: str) -> str:
@@ -215,14 +212,9 @@ def _positives(table: Table, label: str) -> str:
     row = max(table.rows, key=lambda row: row.done)
     seed = min(record.seed for record in row.records)
     counts = [
-        _label(record.scores, label).get("positives")
+        label_scores(record, label).get("positives")
         for record in row.records
         if record.seed == seed
     ]
     known = [count for count in counts if isinstance(count, int)]
     return f"{sum(known):,}" if known else "–"
-
-
-def _label(scores: dict[str, Any], label: str) -> dict[str, Any]:
-    found = (scores.get("labels") or {}).get(label)
-    return found if isinstance(found, dict) else {}

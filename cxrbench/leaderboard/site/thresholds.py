@@ -1,13 +1,19 @@
 """Whether a threshold picked on the validation part keeps its promise on the test part."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from cxrbench.leaderboard.labels import label_value
 from cxrbench.leaderboard.rows import Row
 
 WANTED = 0.95  # recall that the threshold was picked for
+POINT = (
+    "recall_at_validation_threshold",
+    "validation_recall",
+    "precision_at_validation_threshold",
+    "precision_at_95_recall",
+)
 NEAR = 0.02  # a recall this near to it counts as kept
 
 
@@ -41,21 +47,17 @@ def transfers(rows: Sequence[Row]) -> dict[str, Transfer]:
 
 
 def _transfer(row: Row) -> Transfer | None:
-    found: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
-    for record in row.records:
-        for label, score in (record.scores.get("labels") or {}).items():
-            there = score.get("precision_at_validation_threshold") or {}
-            best = score.get("precision_at_95_recall") or {}
-            point = [there.get("recall"), there.get("validation_recall"), there.get("precision"), best.get("precision")]  # fmt: skip
-            numbers = [float(value) for value in point if isinstance(value, int | float)]
-            if len(numbers) == len(point):
-                found[label].append((numbers[0], numbers[1], numbers[2], numbers[3]))
+    found = {}
+    for label in row.records[0].labels:
+        point = [label_value(row, label, metric) for metric in POINT]
+        means = [value.mean for value in point if value is not None]
+        if len(means) == len(POINT):
+            found[label] = means
     if not found:
         return None
-    means = {label: [fmean(column) for column in zip(*points, strict=True)] for label, points in found.items()}  # fmt: skip
     return Transfer(
-        recall={label: values[0] for label, values in means.items()},
-        promised={label: values[1] for label, values in means.items()},
-        precision=fmean(values[2] for values in means.values()),
-        at_best=fmean(values[3] for values in means.values()),
+        recall={label: means[0] for label, means in found.items()},
+        promised={label: means[1] for label, means in found.items()},
+        precision=fmean(means[2] for means in found.values()),
+        at_best=fmean(means[3] for means in found.values()),
     )
