@@ -4,6 +4,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,15 @@ def wait(
     deadline = time.monotonic() + PATIENCE
     while not ready():
         if time.monotonic() > deadline:
-            queue = cluster.run("squeue", "-r", "-t", "all", "-o", "%i|%j|%T|%r|%M")
-            said = "\n".join(s.out() + s.log() for s in sweeps)
-            raise AssertionError(f"no {what}:\n{queue}\n{said}\n{cluster.logs()}")
+            raise AssertionError(f"no {what}:\n{told(cluster, *sweeps)}")
         time.sleep(0.3)
+
+
+def told(cluster: slurm_cluster.Cluster, *sweeps: Sweep) -> str:
+    """The queue and every log, for a failure that nobody saw happen."""
+    queue = cluster.run("squeue", "-r", "-t", "all", "-o", "%i|%j|%T|%r|%M|%l")
+    said = "\n".join(s.out() + s.log() for s in sweeps)
+    return f"{queue}\n{said}\n{cluster.logs()}"
 
 
 def state(cluster: slurm_cluster.Cluster, job: str) -> str:
@@ -114,9 +120,15 @@ def state(cluster: slurm_cluster.Cluster, job: str) -> str:
 
 
 def hurry(cluster: slurm_cluster.Cluster, job: str) -> None:
-    """SLURM lets a job that comes back wait for two minutes; not here."""
-    if cluster.run("squeue", "-h", "-j", job, "-o", "%T|%r").strip() == "PENDING|BeginTime":
-        cluster.run("scontrol", "update", f"jobid={job}", "StartTime=now")
+    """SLURM lets a job that comes back wait for two minutes; here for a few seconds.
+
+    Not for none: a job that starts in the second in which it was put back fails, its credential being revoked.
+    """
+    words = cluster.run("squeue", "-h", "-j", job, "-O", "State,Reason,EligibleTime").split()
+    if words[:2] != ["PENDING", "BeginTime"]:
+        return
+    if datetime.fromisoformat(words[2]) - datetime.now() > timedelta(seconds=10):
+        cluster.run("scontrol", "update", f"jobid={job}", "StartTime=now+5")
 
 
 def result(record: Record) -> tuple[Any, ...]:
@@ -205,7 +217,7 @@ def test_a_training_that_is_preempted_and_cut_off_by_its_time_limit_goes_on(
         return state(cluster, last) == "COMPLETED"
 
     wait("end of the last job", over, cluster, sweep)
-    assert state(cluster, job) == "COMPLETED"
+    assert state(cluster, job) == "COMPLETED", told(cluster, sweep)
     assert sweep.log().count("resuming from state-") >= 2
     assert sweep.weights() == local.weights()
     assert read_status(sweep.store)["failed"] == []
