@@ -16,11 +16,13 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import DenseNet
 
 from cxrbench.core.digest import digest_file
 from cxrbench.core.errors import ConfigError, DataError, MissingInputError
 from cxrbench.core.nearest import nearest
 from cxrbench.core.store import Store
+from cxrbench.nn.densenet import chain_blocks
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -61,7 +63,8 @@ def to_unit(image: Tensor) -> Tensor:
 def _make(name: str, outputs: int) -> tuple[nn.Module, tuple[str, ...]]:
     """A network with random weights, and the names of its last layers."""
     if name in HEADS:
-        return torchvision.models.get_model(name, weights=None, num_classes=outputs), (HEADS[name],)
+        net = torchvision.models.get_model(name, weights=None, num_classes=outputs)
+        return chain_blocks(net) if isinstance(net, DenseNet) else net, (HEADS[name],)
     if not timm.is_model(name):
         raise ConfigError(
             f"params.backbone: unknown network {name!r}; "
