@@ -285,7 +285,8 @@ def test_the_windows_are_measured_listed_and_drawn(tmp_path: Path, known: bool) 
     if known:
         assert found["lungs"]["covered"]["mean"] == pytest.approx(6 * 2 / 20 / 2)
         assert found["lungs"]["apices"]["mean"] == 0
-    [picture] = json.loads((tmp_path / "gallery.json").read_text())
+    picture, means = json.loads((tmp_path / "gallery.json").read_text())
+    assert (picture["films"], means["films"]) == (True, False)
     assert ("true lungs" in picture["caption"]) is known
     assert (tmp_path / picture["file"]).stat().st_size > 1000
 

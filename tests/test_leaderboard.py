@@ -430,6 +430,33 @@ def test_clean_and_complete_records_are_published_once(
     assert written[1].read_bytes() == before[written[1]]
 
 
+def test_pictures_that_show_no_single_film_are_published_with_their_captions(
+    store: Store, tmp_path: Path, make_record: Make
+) -> None:
+    (record,) = folds(make_record, 0.8)
+    with store.building("compute-windows-1") as out:
+        for name in ("films", "means", "unsaid"):
+            (out / f"{name}.png").write_bytes(name.encode())
+        write_json(out / "gallery.json", [
+            {"file": "films.png", "caption": "Films.", "films": True},
+            {"file": "means.png", "caption": "Mean of 40 films.", "films": False},
+            {"file": "unsaid.png", "caption": "Nobody says."},
+            {"file": "../stage.json", "caption": "", "films": False},
+        ])  # fmt: skip
+        store.publish("compute-windows-1", out, {})
+    analysis = {"key": "compute-windows-1", "digest": "d", "kind": "compute", "name": "windows", "version": 1}  # fmt: skip
+    record = Record.parse(record.model_dump() | {"analyses": {"regions": analysis}}, where="test")
+    fill(store, [record])
+    target = tmp_path / "results"
+    written = publish(store, target, dataset="kermany", methods=[])
+    folder = written[0].with_suffix("")
+    assert written[1:] == [folder / "windows-means.png"]
+    assert {path.name for path in folder.iterdir()} == {"windows-means.png", "PICTURES.md"}
+    assert "![Mean of 40 films.](windows-means.png)" in (folder / "PICTURES.md").read_text()
+    assert publish(store, target, dataset="kermany", methods=[]) == []
+    assert [r.id for r in read_records(target)[0]] == [record.id]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

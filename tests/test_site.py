@@ -352,6 +352,24 @@ def test_hostile_texts_stay_texts(store: Store, module_make: Make, tmp_path: Pat
         ElementTree.parse(path)
 
 
+def test_pictures_of_single_films_are_left_out_when_asked(
+    store: Store, make_record: Make, tmp_path: Path
+) -> None:
+    record = built(store, make_record, folds=1)
+    gallery = store.artefact("compute-shown-0")
+    Image.new("L", (40, 40), 90).save(gallery / "means.png")
+    write_json(gallery / "gallery.json", [
+        {"file": "gallery.png", "caption": "one", "films": True},
+        {"file": "means.png", "caption": "all", "films": False}])  # fmt: skip
+    tables = collect([record], predictions_in(store))
+    folder = write_site(tables, [record], [], tmp_path / "site", store, films=False).parent
+    assert len(list((folder / "pictures").iterdir())) == 1
+    page = next((folder / "runs").glob("*.html")).read_text()
+    assert "gallery.png: left out, it shows single films" in page
+    assert 'alt="all"' in page
+    assert 'alt="one"' not in page
+
+
 @pytest.mark.parametrize("key", ["..", "../up", "/etc", "a/b", "", ".hidden"])
 def test_no_key_leads_out_of_the_store(store: Store, make_record: Make, tmp_path: Path, key: str) -> None:  # fmt: skip
     outside = tmp_path / "up"

@@ -306,8 +306,10 @@ def test_without_boxes_nothing_is_said_of_places(
     assert set(facts) == {"films", "residual"}
     assert facts["films"] == {"sick": 7, "healthy": 7}
     listed = json.loads((tmp_path / "gallery.json").read_text())
-    assert [entry["file"] for entry in listed] == ["gallery.png", "sick.png", "healthy.png"]
-    for entry, rows in zip(listed, (6, 6, 6), strict=True):
+    names = ["gallery.png", "means.png", "sick.png", "healthy.png"]
+    assert [entry["file"] for entry in listed] == names
+    assert all(entry["films"] for entry in listed)  # a mean of seven films shows them
+    for entry, rows in zip(listed, (6, 2, 6, 6), strict=True):
         with Image.open(tmp_path / entry["file"], formats=("PNG",)) as picture:
             assert picture.height == rows * (224 + BAR)
             assert picture.mode == "RGB"

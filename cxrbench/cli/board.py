@@ -61,6 +61,13 @@ def leaderboard(
     report: Annotated[
         bool, typer.Option("--report", help="With --wandb online: a report and a saved view, too.")
     ] = False,
+    films: Annotated[
+        bool,
+        typer.Option(
+            "--films/--no-films",
+            help="In the pages, pictures of single films: a data set's licence may forbid to hand them on.",
+        ),
+    ] = True,
     as_json: common.Json = False,
 ) -> None:
     """Rank the records: a table here; Markdown, CSV, LaTeX, Parquet and JSON on disk; pages on request."""
@@ -94,7 +101,7 @@ def leaderboard(
     show_tables(tables, excluded, files)
     if html or serve or mirror != "off":
         folder = html or store.root / "leaderboard" / "site"
-        first = write_pages(tables, records, excluded, folder, store)
+        first = write_pages(tables, records, excluded, folder, store, films=films)
         if mirror != "off":
             _log(tables, first.parent, mirror, store, report=report)
         if serve:
@@ -112,12 +119,19 @@ def rank(records: "list[Record]", store: Store) -> "list[Table]":
 
 
 def write_pages(
-    tables: "list[Table]", records: "list[Record]", excluded: list[str], folder: Path, store: Store
+    tables: "list[Table]",
+    records: "list[Record]",
+    excluded: list[str],
+    folder: Path,
+    store: Store,
+    *,
+    films: bool = True,
 ) -> Path:
     """Write the pages of some tables, say where the first one is, and give its path."""
     from cxrbench.leaderboard.site.build import write_site
 
-    first = write_site(tables, records, excluded, folder, store, processes=_processes(len(records)))
+    processes = _processes(len(records))
+    first = write_site(tables, records, excluded, folder, store, processes=processes, films=films)
     print(first)
     return first
 

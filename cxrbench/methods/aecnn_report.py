@@ -19,7 +19,7 @@ from torch import Tensor
 from cxrbench.core.contract import Computation
 from cxrbench.core.frozen import Frozen
 from cxrbench.methods.base import weights_in
-from cxrbench.methods.sheets import contact_sheet, write_gallery
+from cxrbench.methods.sheets import Shown, contact_sheet, write_gallery
 from cxrbench.metrics.images import mean_defined, mse, psnr, ssim
 from cxrbench.metrics.spread import spread
 from cxrbench.nn.autoencoder import SCALE, Autoencoder, Resizing, enlarge, shrink
@@ -96,7 +96,8 @@ class Reconstruction(Computation):
             f"of stage 2, of stage 3, and bicubic resizing give back"
         )
         shown = {name: ways[name] for name in ("stage 2", "stage 3", "bicubic")}
-        write_gallery(out, {"gallery.png": (draw(shown, images[few]), caption)})
+        picture = draw(shown, images[few])
+        write_gallery(out, {"gallery.png": Shown(picture, caption, films=True)})
         return facts
 
     def _trained(self, folder: Path, *, clip: bool) -> Way:

@@ -28,7 +28,7 @@ from cxrbench.methods.aligner import (
     warped,
 )
 from cxrbench.methods.canonical_chest import Crop
-from cxrbench.methods.sheets import Cell, contact_sheet, write_gallery
+from cxrbench.methods.sheets import Cell, Shown, contact_sheet, is_of_many, write_gallery
 from cxrbench.metrics.images import mean_defined, mean_image_sharpness, ncc, ssim
 from cxrbench.metrics.spread import spread
 from cxrbench.nn.backbones import to_unit
@@ -272,17 +272,20 @@ def _draw(image: Plane, both: dict[str, Plane], chest: Plane, pose: Tensor, out:
         [(seen.std(0) * 2, f"2 x std {when}") for when, seen in both.items()],
     ]
     pictures = {
-        "gallery.png": (
+        "gallery.png": Shown(
             contact_sheet(pairs, side=TILE),
             "Test images as they are and aligned, beside the canonical chest",
+            films=True,
         ),
-        "means.png": (
+        "means.png": Shown(
             contact_sheet(means, side=TILE),
             "Mean and spread of the test images: plainly cropped, and aligned",
+            films=not is_of_many(image),
         ),
-        "poses.png": (
+        "poses.png": Shown(
             _histograms(_in_degrees(pose)),
             "Poses of the test images (shifts in half sides, angle in degrees)",
+            films=False,
         ),
     }
     write_gallery(out, pictures)

@@ -231,7 +231,7 @@ class Windows(RoiReport):
     """The window of each image, and how much of the lungs it shows: a `compute` stage."""
 
     name = "windows"
-    version = 1
+    version = 2
     Params = WindowsParams
     params: WindowsParams
     columns = WINDOW

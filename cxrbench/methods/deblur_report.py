@@ -25,7 +25,7 @@ from cxrbench.methods.deblur_images import (
     restorer,
     unit_images,
 )
-from cxrbench.methods.sheets import Cell, Points, contact_sheet, plot, write_gallery
+from cxrbench.methods.sheets import Cell, Points, Shown, contact_sheet, plot, write_gallery
 from cxrbench.metrics.classification import Ranking, confusion_at
 from cxrbench.metrics.images import edge_mse, mean_defined, mse, psnr, psnr_of_mse, ssim
 from cxrbench.metrics.spread import spread
@@ -190,13 +190,15 @@ class Restoration(Computation):
         trained = "" if self.params.unet is None else "; the U-Net stays as it was trained"
         swept = facts["strongest_filters"]["films"]
         pictures = {
-            "gallery.png": (
+            "gallery.png": Shown(
                 contact_sheet(rows),
                 f"Test films at {side} px, blurred with std {sigma:g} px, and restored",
+                films=True,
             ),
-            "sweep.png": (
+            "sweep.png": Shown(
                 plot(lines, "std of the blur (pixels)", "PSNR (dB)"),
                 f"PSNR by the blur's std on {swept} test films{trained}",
+                films=False,
             ),
         }
         write_gallery(out, pictures)
@@ -268,7 +270,8 @@ class Curves(Computation):
             caption = (
                 f"{labels[0]}: trained on {self.params.trained_on} films, tested on three; AUC"
             )
-            pictures["gallery.png"] = (plot(lines, "1 - specificity", "sensitivity"), caption)
+            roc = plot(lines, "1 - specificity", "sensitivity")
+            pictures["gallery.png"] = Shown(roc, caption, films=False)
         write_gallery(out, pictures)
         return facts
 

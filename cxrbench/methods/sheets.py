@@ -4,14 +4,15 @@ A picture is a Pillow image or an array: floats in [0, 1] or uint8, [S, S] grey 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from cxrbench.core.gallery import GALLERY
 from cxrbench.core.store import write_json
 
 Picture = Image.Image | npt.NDArray[Any]
@@ -21,6 +22,7 @@ TILE = 224  # pixels of a picture's side in a sheet
 GAP = 6  # pixels between pictures
 BAR = 20  # pixels for a caption
 COLOURS = ("#1b6ca8", "#c8553d", "#3a8f5c", "#8661a5", "#777777", "#b8860b", "#2f4858", "#d16ba5")
+LEAST_OF_A_MEAN = 20  # films, of which a mean shows none
 TICKS = 5  # labelled places of an axis, about
 DOTTED = 12  # lines of at most so many points show them
 
@@ -146,9 +148,25 @@ def beside(pictures: Sequence[Image.Image]) -> Image.Image:
     return row
 
 
-def write_gallery(out: Path, pictures: Mapping[str, tuple[Image.Image, str]]) -> None:
-    """Save pictures, with their captions, under their file names, and list them in `gallery.json`."""
-    for file, (picture, _) in pictures.items():
-        picture.save(out / file)
-    listed = [{"file": file, "caption": caption} for file, (_, caption) in pictures.items()]
-    write_json(out / "gallery.json", listed)
+class Shown(NamedTuple):
+    """A picture of a gallery."""
+
+    picture: Image.Image
+    caption: str
+    films: bool  # single films can be seen in it, be it only one
+
+
+def write_gallery(out: Path, pictures: Mapping[str, Shown]) -> None:
+    """Save pictures under their file names, and list them in `gallery.json` with what they show."""
+    for file, shown in pictures.items():
+        shown.picture.save(out / file)
+    listed = [
+        {"file": file, "caption": shown.caption, "films": shown.films}
+        for file, shown in pictures.items()
+    ]
+    write_json(out / GALLERY, listed)
+
+
+def is_of_many(films: Sized) -> bool:
+    """Whether in a mean of these no single film is seen any more."""
+    return len(films) >= LEAST_OF_A_MEAN

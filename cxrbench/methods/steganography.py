@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cxrbench.core.contract import Computation
 from cxrbench.core.frozen import Frozen
-from cxrbench.methods.sheets import Cell, beside, contact_sheet, plot, write_gallery
+from cxrbench.methods.sheets import Cell, Shown, beside, contact_sheet, plot, write_gallery
 from cxrbench.methods.steganography_tests import (
     HIGH,
     Cycle,
@@ -169,32 +169,38 @@ class Steganography(Computation):
         }
         spectra = {name: line for one in found.values() for name, line in one.spectra.items()}
         left = {f"{d} films": _left(one) for d, one in found.items()}
-        pictures: dict[str, tuple[Image.Image, str]] = {
-            "gallery.png": (
+        pictures = {
+            "gallery.png": Shown(
                 contact_sheet(panels),
                 "Film, translation, back again and a real film of the other domain; below each after adaptive "
                 "histogram equalisation (CLAHE), which lifts hidden signals out of flat regions",
+                films=True,
             ),
-            "noise.png": (
+            "noise.png": Shown(
                 plot(noise, "std of the noise (grey levels)", "error of the reconstruction", from_zero=True),
                 "Noise on translations: a hidden signal breaks at a few grey levels. Control: real films of the other "
                 "domain, cycled with the same noise",
+                films=False,
             ),
-            "corruptions.png": (
+            "corruptions.png": Shown(
                 beside([_family(found, family) for family in ACROSS]),
                 "Error of the reconstruction by what was done to the translation; the control likewise",
+                films=False,
             ),
-            "spectrum.png": (
+            "spectrum.png": Shown(
                 plot(spectra, "cycles a pixel", "log10 of the mean power"),
                 f"Power of films by frequency; above {HIGH} a translation that hides something has more",
+                films=False,
             ),
-            "locality.png": (
+            "locality.png": Shown(
                 contact_sheet([one.maps for one in found.values()]),
                 "Where a change of one patch (rolled to the centre) changes what is read from a film; log scale",
+                films=False,
             ),
-            "targeted.png": (
+            "targeted.png": Shown(
                 plot(left, "largest change allowed (grey levels)", "share of the error that is left", from_zero=True),
                 "Real films changed so that they are read as another film: how near that comes",
+                films=False,
             ),
         }  # fmt: skip
         write_gallery(out, pictures)

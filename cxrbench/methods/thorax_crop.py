@@ -205,7 +205,7 @@ class ThoraxBoxes(RoiReport):
     """
 
     name = "thorax-boxes"
-    version = 1
+    version = 2
     Params = CropParams
     params: CropParams
     columns = ("confidence", "whole", "box_x0", "box_y0", "box_x1", "box_y1")

@@ -19,7 +19,15 @@ from cxrbench.core.contract import Computation
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.spreadsheet import inert
 from cxrbench.core.stage import DataView, Stage, compute, predict
-from cxrbench.methods.sheets import TILE, Cell, contact_sheet, tile, write_gallery
+from cxrbench.methods.sheets import (
+    TILE,
+    Cell,
+    Shown,
+    contact_sheet,
+    is_of_many,
+    tile,
+    write_gallery,
+)
 from cxrbench.metrics.boxes import box_of_mask, iou
 from cxrbench.metrics.classification import OperatingPoint, Ranking
 from cxrbench.metrics.spread import spread
@@ -33,6 +41,7 @@ APEX = 0.25  # share of the lungs' height, from above, that is called their apic
 RECALL = 0.95
 MARK = "finding:"  # + name: a column of the index with the mark of a finding that is no label here
 REGION, TRUTH = "#ff5b4a", "#58d68d"
+AVERAGED = 200  # films of the mean film, at most
 
 
 # --- regions
@@ -75,7 +84,7 @@ class RoiReport(Computation):
     def compute(
         self, images: Any, targets: Any, inputs: Mapping[str, Path], out: Path, seed: int
     ) -> dict[str, Any]:
-        """Leaves `regions.csv` (one row an image), `gallery.png` and `gallery.json`."""
+        """Leaves `regions.csv` (one row an image), `gallery.png`, `means.png` and `gallery.json`."""
         self.open(inputs)
         blocks = [
             self.look(np.array(images[i : i + CHUNK]), images.rows[i : i + CHUNK])
@@ -125,7 +134,27 @@ class RoiReport(Computation):
             pairs.append([left, (_outlined(seen[place], []), text)])
         known = " The green box is around the true lungs." if truth is not None else ""
         caption = f"Test images with {self.picture} in red, and what the classifier sees.{known}"
-        write_gallery(out, {"gallery.png": (contact_sheet(pairs), caption)})
+        pictures = {"gallery.png": Shown(contact_sheet(pairs), caption, films=True)}
+        write_gallery(out, pictures | {"means.png": self._means(images, boxes, columns)})
+
+    def _means(self, images: Any, boxes: Numbers, columns: Mapping[str, Numbers]) -> Shown:
+        """All regions on the mean film, and the mean of what the classifier sees."""
+        rows = spread(len(boxes), AVERAGED)
+        sums = []
+        for start in range(0, len(rows), CHUNK):
+            some = rows[start : start + CHUNK]
+            films = np.array(images[some])
+            seen = self.shown(
+                films, boxes[some], {n: column[some] for n, column in columns.items()}
+            )
+            sums.append([films.sum(0, dtype=np.float64), seen.sum(0, dtype=np.float64)])
+        film, mean_seen = (sum(parts) / len(rows) / 255 for parts in zip(*sums, strict=True))
+        cells: list[Cell] = [
+            (_outlined(film, [(boxes[row], REGION) for row in rows], width=1), f"mean of {len(rows)}"),
+            (mean_seen, "mean of what is seen"),
+        ]  # fmt: skip
+        caption = f"Mean of the test images with {self.picture} of each, and mean of what the classifier sees."
+        return Shown(contact_sheet([cells]), caption, films=not is_of_many(rows))
 
 
 def compare(boxes: Numbers, masks: Pixels, truth: list[Numbers | None]) -> dict[str, Numbers]:
@@ -243,11 +272,11 @@ def _by_finding(called: "pd.Series[bool]", marks: pd.DataFrame, threshold: float
 # --- drawing
 
 
-def _outlined(film: Pixels, outlines: list[tuple[Numbers, str]]) -> Image.Image:
+def _outlined(film: Pixels, outlines: list[tuple[Numbers, str]], *, width: int = 2) -> Image.Image:
     """A film [S, S] with boxes drawn on it."""
     picture = tile(film).convert("RGB")
     draw = ImageDraw.Draw(picture)
     for box, colour in outlines:
         x0, y0, x1, y1 = np.clip(box * TILE, 0, TILE - 1)
-        draw.rectangle((x0, y0, x1, y1), outline=colour, width=2)
+        draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
     return picture

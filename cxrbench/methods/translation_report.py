@@ -21,7 +21,7 @@ from cxrbench.core.errors import DataError
 from cxrbench.core.frozen import Frozen
 from cxrbench.methods.base import weights_in
 from cxrbench.methods.densenet121 import BackboneClassifier, BackboneParams
-from cxrbench.methods.sheets import TILE, Cell, contact_sheet, write_gallery
+from cxrbench.methods.sheets import TILE, Cell, Shown, contact_sheet, is_of_many, write_gallery
 from cxrbench.methods.translation import (
     AT_ONCE,
     NORMAL,
@@ -103,7 +103,7 @@ class TranslationReport(Computation):
     """
 
     name = "translation-report"
-    version = 1
+    version = 2
     Params = TranslationReportParams
     params: TranslationReportParams
 
@@ -114,7 +114,7 @@ class TranslationReport(Computation):
     def compute(
         self, images: Any, targets: Any, inputs: Mapping[str, Path], out: Path, seed: int
     ) -> dict[str, Any]:
-        """Leaves `gallery.png`, `sick.png`, `healthy.png` and `gallery.json`; DataError without both domains."""
+        """Leaves `gallery.png`, `sick.png`, `healthy.png`, `means.png` and `gallery.json`; DataError without both domains."""
         p = self.params
         translators = load_translators(p.generator, inputs["translators"], self.device)
         chosen = choose_domains(images, targets, p.films, seed)
@@ -138,13 +138,12 @@ class TranslationReport(Computation):
         if p.classifier is not None:
             seen = Onlooker(p.classifier, inputs["classifier"], images.index.labels, self.device)
             facts |= _judged(seen, crossings, images.index.patient_ids, seed)
-        self._draw(crossings, changes["sick"], marks, out)
+        self._draw(crossings, marks, out)
         return facts
 
     def _draw(
         self,
         crossings: Mapping[Domain, Crossing],
-        moved: npt.NDArray[np.float32],
         marks: Sequence[Marks] | None,
         out: Path,
     ) -> None:
@@ -156,14 +155,20 @@ class TranslationReport(Computation):
         outlined = " Boxes of findings are outlined." if marks is not None else ""
         how = f"Differences of the films enlarged to {ENLARGED} px, yellow at the largest of each film"
         pictures = {
-            "gallery.png": (
+            "gallery.png": Shown(
                 contact_sheet([*rows["sick"][::2], *rows["healthy"][::2]]),
                 f"Test films, translated, and translated back. {how}.{outlined}",
-            )
+                films=True,
+            ),
+            "means.png": Shown(
+                contact_sheet([_means(c, d) for d, c in crossings.items()]),
+                "Mean of the test films of each domain, of what they are made, and of how much each pixel changes",
+                films=not all(is_of_many(c.films) for c in crossings.values()),
+            ),
         }
         for domain, sheet in rows.items():
             caption = f"{domain.capitalize()} test films made {OTHER[domain]}, and the same after adaptive histogram equalisation (CLAHE)"  # fmt: skip
-            pictures[f"{domain}.png"] = (contact_sheet(sheet), caption)
+            pictures[f"{domain}.png"] = Shown(contact_sheet(sheet), caption, films=True)
         write_gallery(out, pictures)
 
 
@@ -314,7 +319,11 @@ def difference_map(film: Pixels, made: Pixels) -> Pixels:
         cv2.resize(one.astype(np.float32), (ENLARGED, ENLARGED), interpolation=cv2.INTER_CUBIC)
         for one in (film, made)
     ]
-    moved = np.abs(large[1] - large[0])
+    return _coloured(np.abs(large[1] - large[0]))
+
+
+def _coloured(moved: npt.NDArray[np.floating[Any]]) -> Pixels:
+    """Changes [S, S] as a picture [S, S, 3], yellow at the largest."""
     shade = (moved * (255 / max(float(moved.max()), 1e-6))).astype(np.uint8)
     return np.asarray(cv2.applyColorMap(shade, cv2.COLORMAP_PLASMA)[..., ::-1])
 
@@ -326,6 +335,16 @@ def outlined(picture: Pixels, found: Marks) -> Image.Image:
     for _, box in found:
         pen.rectangle([min(edge * TILE, TILE - 1) for edge in box], outline="#58d68d")
     return tile
+
+
+def _means(crossing: Crossing, domain: Domain) -> list[Cell]:
+    """The mean film, the mean of the translations, and the mean of what changes."""
+    moved = change(crossing.films, crossing.made).mean(0)
+    return [
+        (crossing.films.mean(0) / 255, f"mean of {len(crossing.films)} {domain}"),
+        (crossing.made.mean(0) / 255, f"mean made {OTHER[domain]}"),
+        (_coloured(moved), f"mean change, at most {moved.max():.3f}"),
+    ]
 
 
 def _triplets(

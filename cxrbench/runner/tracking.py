@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cxrbench.core.gallery import read_gallery
 from cxrbench.core.mirror import finish_run, first_line, open_run, sync_command, waiting
 from cxrbench.core.mirror_record import mirror_records, unmirrored
 from cxrbench.core.record import Record
@@ -91,13 +92,13 @@ def _harmless() -> Iterator[None]:
 
 def _log(run: Any, artefact: Path, facts: dict[str, Any]) -> None:
     run.summary.update(dict(_flat(facts)) | _scores(artefact / "scores.json"))
-    pictures = artefact / "gallery.json"
-    if pictures.is_file():
+    pictures = read_gallery(artefact)
+    if pictures:
         import wandb
 
-        for entry in read_json(pictures):
-            path = artefact / entry["file"]
-            run.log({f"gallery/{path.stem}": wandb.Image(str(path), caption=entry["caption"])})
+        for shown in pictures:
+            path = artefact / shown.file
+            run.log({f"gallery/{path.stem}": wandb.Image(str(path), caption=shown.caption)})
 
 
 def log_records(

@@ -28,12 +28,14 @@ def write_site(
     store: Store,
     *,
     processes: int = 1,
+    films: bool = True,
 ) -> Path:
     """Write the site of some tables to a folder; the path of its first page.
 
     `records` are all that were read, `excluded` says which were not. Figures that need predictions, logs or
-    pictures take them from `store`, and pages say what it lacks. Figures are drawn by so many `processes`. A site that is already there is replaced
-    when the new one is whole; UsageError for a folder with anything else in it.
+    pictures take them from `store`, and pages say what it lacks. Figures are drawn by so many `processes`; pictures
+    that show single films are left out unless `films`. A site that is already there is replaced when the new one is
+    whole; UsageError for a folder with anything else in it.
     """
     folder = folder.expanduser().resolve()
     _check(folder)
@@ -41,7 +43,8 @@ def write_site(
     try:
         aside.mkdir(parents=True)
         (aside / MARKER).touch()
-        _write(Output(aside, store, _facts(tables, records, excluded), processes), tables)
+        out = Output(aside, store, _facts(tables, records, excluded), processes, films)
+        _write(out, tables)
         _replace(aside, folder)
     except OSError as error:
         raise CannotWriteError(f"{folder}: cannot write ({error.strerror or error})") from error

@@ -10,7 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from cxrbench.core.errors import DataError
-from cxrbench.core.store import Store, read_json
+from cxrbench.core.gallery import Listed, read_gallery
+from cxrbench.core.store import Store
 from cxrbench.leaderboard.predictions import is_key
 
 THUMB, FULL = 480, 1600  # widest side in pixels
@@ -44,6 +45,7 @@ class Galleries:
 
     folder: Path
     store: Store
+    films: bool = True  # pictures that show single films, too
     budget: int = BUDGET
     used: int = 0
     without_full: int = 0
@@ -62,27 +64,29 @@ class Galleries:
         source = self.store.artefact(key)
         if not self.store.has(key):
             return Gallery([], ["the artefact is not in the store"])
-        listing = source / "gallery.json"
-        if not listing.is_file():
-            return Gallery([], [])
         try:
-            entries = _entries(listing)
+            listed = read_gallery(source)
         except DataError as error:
             return Gallery([], [str(error)])
         pictures, missing = [], []
-        for number, (file, caption) in enumerate(entries):
+        for number, shown in enumerate(listed):
+            if shown.films and not self.films:
+                missing.append(f"{shown.file}: left out, it shows single films")
+                continue
             try:
-                pictures.append(self._picture(source, file, caption, f"{key}-{number}"))
+                pictures.append(self._picture(source, shown, f"{key}-{number}"))
             except DataError as error:
                 missing.append(str(error))
         return Gallery(pictures, missing)
 
-    def _picture(self, source: Path, file: str, caption: str, name: str) -> Picture:
-        image = _read(source, file)
+    def _picture(self, source: Path, shown: Listed, name: str) -> Picture:
+        image = _read(source, shown.file)
         small, size = _encode(image, THUMB)
         if self.used + len(small) > self.budget:
             self.without_thumb += 1
-            raise DataError(f"{file}: left out, the site's pictures have {self.budget:,} bytes")
+            raise DataError(
+                f"{shown.file}: left out, the site's pictures have {self.budget:,} bytes"
+            )
         thumb = self._write(f"{name}.webp", small)
         full = ""
         if max(image.size) > THUMB:
@@ -91,26 +95,13 @@ class Galleries:
                 full = self._write(f"{name}-full.webp", large)
             else:
                 self.without_full += 1
-        return Picture(caption, thumb, full, size)
+        return Picture(shown.caption, thumb, full, size)
 
     def _write(self, name: str, data: bytes) -> str:
         self.used += len(data)
         self.folder.mkdir(exist_ok=True)
         (self.folder / name).write_bytes(data)
         return f"{self.folder.name}/{name}"
-
-
-def _entries(listing: Path) -> list[tuple[str, str]]:
-    """(file, caption) of every picture."""
-    value = read_json(listing)
-    if not isinstance(value, list):
-        raise DataError("gallery.json: not a list")
-    entries = []
-    for entry in value:
-        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
-            raise DataError("gallery.json: an entry names no file")
-        entries.append((entry["file"], str(entry.get("caption", ""))))
-    return entries
 
 
 def _read(source: Path, file: str) -> Image.Image:

@@ -32,6 +32,7 @@ class Output:
     store: Store
     facts: dict[str, Any] = field(default_factory=dict)  # what every page says
     processes: int = 1  # that draw figures
+    films: bool = True  # pictures that show single films, too
     _figures: dict[str, "Future[None] | None"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -43,7 +44,7 @@ class Output:
     @cached_property
     def galleries(self) -> Galleries:
         """The pictures of all pages."""
-        return Galleries(self.folder / "pictures", self.store)
+        return Galleries(self.folder / "pictures", self.store, self.films)
 
     @cached_property
     def _templates(self) -> Environment:
