@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import chi2_contingency
 from torchvision.transforms import CenterCrop, TenCrop
 
 from cxrbench.core.errors import ConfigError, DataError
@@ -399,6 +400,16 @@ def test_a_rotation_stays_within_its_angle() -> None:
         far = columns > 85
         angle = np.degrees(np.arctan2(rows[far].mean() - 50, columns[far].mean() - 50))
         assert abs(angle) <= 10.5
+
+
+def test_where_an_image_is_cropped_says_nothing_of_its_flip() -> None:
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    view = RandomView(4, crop=True, augment=Augment(horizontal_flip=0.5))
+    counts = np.zeros((5, 2))
+    for seed in range(1000):
+        found = view(image, seed)
+        counts[found.min() // 8, int(found[0, 0] > found[0, 1])] += 1
+    assert chi2_contingency(counts).pvalue > 1e-3
 
 
 def test_a_large_seed_is_taken() -> None:

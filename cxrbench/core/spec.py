@@ -22,7 +22,11 @@ class Augment(Frozen):
     scale: float = Field(0.0, ge=0, lt=1, description="largest relative change of size")
     shear: float = Field(0.0, ge=0, lt=90, description="largest shear in degrees")
     contrast: float = Field(0.0, ge=0, lt=1, description="largest relative change")
-    brightness: float = Field(0.0, ge=0, lt=1, description="largest change as a share of 255")
+    brightness: float = Field(0.0, ge=0, lt=1, description="largest relative change")
+    on: Literal["loader", "device"] = Field(
+        "loader",
+        description="an image at a time in loader processes, or whole batches where the network is",
+    )
 
 
 class Recipe(Frozen):

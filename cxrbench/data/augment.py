@@ -1,6 +1,7 @@
 """Views of a cached image: random ones for training, fixed ones for validation and test."""
 
 import os
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,8 +9,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from cxrbench.core.seed import derive_seed
 from cxrbench.core.spec import Augment
 from cxrbench.data.pixels import resize
+from cxrbench.nn.augment import DRAWS
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
 
@@ -58,14 +61,35 @@ class RandomView:
         return side == self._unchanged
 
     def __call__(self, image: Grey, seed: int) -> Grey:
-        self._compose.set_random_seed(seed % 2**32)
+        self._seed(seed)
         return np.asarray(self._compose(image=image)["image"], dtype=np.uint8)
 
     def with_mask(self, image: Grey, mask: Grey, seed: int) -> tuple[Grey, Grey]:
         """An image and its mask [L, L], moved alike; the mask stays 0 and 255."""
-        self._compose.set_random_seed(seed % 2**32)
+        self._seed(seed)
         both = self._compose(image=image, mask=mask)
         return np.asarray(both["image"], dtype=np.uint8), np.asarray(both["mask"], dtype=np.uint8)
+
+    def _seed(self, seed: int) -> None:
+        # set_random_seed would give every change the same numbers: where a film is cropped would say whether it is flipped.
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+
+
+class Draws:
+    """The random numbers of `cxrbench.nn.augment` for the images of a data set, each a function of (seed, epoch, row)."""
+
+    def __init__(self, seed: int, images: int) -> None:
+        self.seed, self.images = seed, images
+        self._epoch: int | None = None
+        self._table = np.empty((0, len(DRAWS)), np.float32)
+
+    def of(self, epoch: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Uniform numbers in [0, 1) [rows, 13]."""
+        if epoch != self._epoch:
+            random = np.random.default_rng(derive_seed(self.seed, "augment", epoch))
+            self._table = random.random((self.images, len(DRAWS)), dtype=np.float32)
+            self._epoch = epoch
+        return self._table[rows]
 
 
 @dataclass(frozen=True)

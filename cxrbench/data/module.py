@@ -5,7 +5,7 @@ Shapes: B batch, S side of a view, K labels. A batch is a dict of `image` uint8 
 `row` int [B] (row of the index), `image_id` and `patient_id` lists of B strings. Of data sets with
 masks, for methods that ask for them: `mask` uint8 [B, 1, S, S] (255 inside the lungs), `box` float [B, 4]
 around both lungs (x0, y0, x1, y1 in shares of the side) and `box_known` bool [B] (some lung is in view). Where
-padding under DDP repeats images: `repeated` bool [B].
+padding under DDP repeats images: `repeated` bool [B]. Where a device augments: `draws` float [B, 13] until it has.
 
 All randomness is a function of (seed, epoch, row): never of a generator's history, of the number of
 workers or of devices. So an interrupted training goes on exactly as if it had not been interrupted.
@@ -25,10 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.seed import derive_seed
 from cxrbench.core.spec import Recipe
-from cxrbench.data.augment import FixedView, RandomView, fixed_view
+from cxrbench.data.augment import Draws, FixedView, RandomView, fixed_view
 from cxrbench.data.index import Index
 from cxrbench.data.splits import PARTS
 from cxrbench.metrics.boxes import box_of_mask
+from cxrbench.nn.augment import augmented
 
 Pixels = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
@@ -50,6 +51,7 @@ class Batch(TypedDict):
     box: NotRequired[Tensor]
     box_known: NotRequired[Tensor]
     repeated: NotRequired[Tensor]
+    draws: NotRequired[Tensor]
 
 
 class ViewDataset(Dataset[Batch]):
@@ -62,11 +64,12 @@ class ViewDataset(Dataset[Batch]):
         view: FixedView | RandomView,
         seed: int,
         masks: Pixels | None = None,
+        draws: Draws | None = None,
     ) -> None:
-        training = isinstance(view, RandomView)
+        training = isinstance(view, RandomView) or draws is not None
         targets = index.training_targets if training else index.targets
         self.pixels, self.masks = pixels, masks
-        self.view = view
+        self.view, self.draws = view, draws
         self.seed = seed
         self.image_ids = index.image_ids
         self.patient_ids = index.patient_ids
@@ -96,6 +99,8 @@ class ViewDataset(Dataset[Batch]):
         repeated = [epoch == REPEATED for epoch, _ in items]
         if any(repeated):
             batch["repeated"] = torch.tensor(repeated)
+        if self.draws is not None:
+            batch["draws"] = torch.from_numpy(self.draws.of(items[0][0], rows))
         if masks:
             batch["mask"], batch["box"], batch["box_known"] = _mask_fields(masks)
         return batch
@@ -272,8 +277,10 @@ class CxrDataModule(L.LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _loader(self, view: FixedView | RandomView, batches: EpochBatches) -> DataLoader[Batch]:
-        dataset = ViewDataset(self.pixels, self.index, view, self.seed, self.masks)
+    def _loader(
+        self, view: FixedView | RandomView, batches: EpochBatches, draws: Draws | None = None
+    ) -> DataLoader[Batch]:
+        dataset = ViewDataset(self.pixels, self.index, view, self.seed, self.masks, draws)
         return DataLoader(
             dataset,
             batch_sampler=batches,
@@ -313,9 +320,32 @@ class CxrDataModule(L.LightningDataModule):
             batches.set_epoch(loop.epoch_progress.current.processed)
             # At an epoch's end the count of its batches still stands, though the next one begins.
             batches.skip = loop.epoch_loop.batch_progress.current.ready % len(batches)
-        side = self.pixels.shape[-1] if recipe.train_view == "whole" else self.size
-        view = RandomView(side, crop=recipe.train_view == "random_crop", augment=recipe.augment)
+        if recipe.augment.on == "device":
+            return self._loader(self._before_draws(), batches, Draws(self.seed, len(self.pixels)))
+        crop = recipe.train_view == "random_crop"
+        view = RandomView(self._train_side(), crop=crop, augment=recipe.augment)
         return self._loader(view, batches)
+
+    def _train_side(self) -> int:
+        whole = self.recipe.train_view == "whole"
+        return int(self.pixels.shape[-1]) if whole else self.size
+
+    def _before_draws(self) -> FixedView:
+        """What a loader process does with an image that a device will crop and augment."""
+        if self.masks is not None:
+            raise ConfigError(
+                "recipe.augment.on: masks are moved with their images in loader processes alone; choose loader"
+            )
+        return fixed_view("resize" if self.recipe.train_view == "resize" else "whole", self.size)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Crop and augment where the batch is now, if that was left to the device."""
+        if "draws" in batch:
+            draws = batch.pop("draws")
+            batch["image"] = augmented(
+                batch["image"], draws, self._train_side(), self.recipe.augment
+            )
+        return batch
 
     def evaluation_dataloader(self, part: str, view: str) -> DataLoader[Batch]:
         """Every image of a part once over all ranks, in order; what fills up the last batches is marked."""
