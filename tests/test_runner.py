@@ -1,11 +1,13 @@
 """Sweeps by real workers: sharing, devices, failures, races, damaged data."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from wandb_files import config, of_kind, read_back, summary, values
@@ -62,6 +64,28 @@ def test_two_processes_train_and_predict_each_image_once(tmp_path: Path) -> None
     record = read_records(store.root / "records")[0][0]
     fit = next(stage for stage in record.stages if stage.kind == "fit")
     assert fit.facts["steps"] == 2 * (facts["train"]["images"] // 8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU"
+)
+@pytest.mark.parametrize("how", [True, "reduce-overhead"])
+def test_a_compiled_training_predicts_as_an_eager_one(tmp_path: Path, how: bool | str) -> None:
+    tables = []
+    for compiled in (False, how):
+        store = Store(tmp_path / str(compiled))
+        result = bench(
+            store, [SMALL], Execution(threads=1), methods=["small"], datasets=PHANTOM,
+            recipe={"epochs": 2, "compile": compiled},
+        )  # fmt: skip
+        assert result.complete, result.outcome.failed
+        (table,) = predictions(store, result)
+        tables.append(table)
+    columns = [name for name in tables[0] if name.startswith("probability:")]
+    eager, compiled_ = (table[columns].to_numpy() for table in tables)
+    assert eager.std() > 0
+    np.testing.assert_allclose(compiled_, eager, atol=1e-3)
 
 
 def test_compute_and_transform_give_a_view_like_raw_data(tmp_path: Path) -> None:

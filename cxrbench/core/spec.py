@@ -59,7 +59,9 @@ class Recipe(Frozen):
     select: Literal["val_loss", "val_auc"] = "val_loss"
     precision: Precision = "auto"
     channels_last: bool = False
-    compile: bool = False
+    compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
+        False, description="torch.compile, or one of its modes; reduce-overhead takes CUDA graphs"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":

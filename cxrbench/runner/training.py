@@ -145,7 +145,7 @@ def train(
     if trainer.is_global_zero:
         print(f"{stage.key}: " + (f"resuming from {resume.name}" if resume else "from the start"))
     if recipe.compile:
-        module.compile()
+        module.compile(mode=None if recipe.compile is True else recipe.compile)
     with noted_operations() as operations:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     finite.check(trainer)
