@@ -43,6 +43,12 @@ def require_ray() -> None:
 
 
 def _library() -> Any:
+    """Ray, imported with what it reads from the environment at that moment."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Under `uv run` Ray would pack the working folder and send it to every node.
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    # Tries to join: each takes up to 40 s where something else answers.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
     import ray
 
     return ray
@@ -69,11 +75,7 @@ def check_address(address: str) -> None:
 
 def connect(address: str, execution: Execution) -> None:
     """Join the cluster at an address; where there is none, start one of this machine, for this process alone."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Under `uv run` Ray would pack the working folder and send it to every node.
-    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     ray = _library()
-
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         ray.init(
@@ -108,7 +110,6 @@ class Task:
         """Whether Ray has its result, or has given it up."""
         if self.ending is None:
             ray = _library()
-
             if ray.wait([self.reference], timeout=0)[0]:
                 self.ending = _ending(self.reference)
         return self.ending is not None
@@ -127,7 +128,6 @@ class Task:
 
 def _ending(reference: Any) -> Ending:
     ray = _library()
-
     try:
         ending: Ending = ray.get(reference)
     except ray.exceptions.TaskCancelledError:
@@ -149,7 +149,6 @@ class RayEngine:
         if execution.ray_address:
             check_address(execution.ray_address)
         ray = _library()
-
         self.execution = execution
         self.running = 0
         self.joined = not ray.is_initialized()
@@ -172,7 +171,6 @@ class RayEngine:
 
     def _capacity(self) -> int:
         ray = _library()
-
         if time.monotonic() - self.looked >= CAPACITY_SECONDS:  # nodes come and go
             self.room, self.looked = capacity(ray.nodes(), self.wanted), time.monotonic()
         return self.room
@@ -181,7 +179,6 @@ class RayEngine:
         if self.execution.slots or self._capacity():
             return
         ray = _library()
-
         has = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         found = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in has)
         raise UsageError(
@@ -208,7 +205,6 @@ class RayEngine:
     def stop(self, workers: list[Task], *, at_once: Callable[[], bool]) -> None:
         """Cancel tasks: their workers save and end; kill those that have not after the grace time, or when `at_once`."""
         ray = _library()
-
         for task in workers:
             if not task.ended():
                 ray.cancel(task.reference)
@@ -223,7 +219,6 @@ class RayEngine:
     def close(self) -> None:
         """Leave the cluster, which ends this sweep's tasks; an embedded one ends."""
         ray = _library()
-
         if self.joined:
             ray.shutdown()
 
