@@ -27,13 +27,29 @@ pytestmark = [
 ]
 PLUGIN = Path(__file__).parent / "plugins" / "braked.py"
 PATIENCE = 300  # seconds; what is waited for takes some ten on two quiet cores
-# An epoch ends, and a state is saved, before the brake holds the training: three steps a epoch, from the fourth step on.
+# Sixty steps a training, of which the brake holds all but four for three seconds each.
 SWEEP = """
 name: tasks
 preset: quick
 methods: [braked, braked-unmade]
-recipe: {batch_size: 16, epochs: 8}
+recipe: {batch_size: 16, epochs: 20}
 datasets: [{name: phantom, split: cv5, folds: [0, 1], params: {images: 60}}]
+"""
+# The command, but for a state that is saved after every step.
+COMMAND = """
+from dataclasses import replace
+from cxrbench.cli import cluster, main
+
+settle = cluster.settle
+
+
+def often(*words):
+    where = settle(*words)
+    return replace(where, execution=where.execution.model_copy(update={"checkpoint_steps": 1}))
+
+
+cluster.settle = often
+main()
 """
 
 
@@ -47,7 +63,7 @@ class Command:
 
     def begin(self, *words: str) -> "subprocess.Popen[bytes]":
         environment = {**os.environ, "CXRBENCH_HOME": str(self.store.root)}
-        command = [sys.executable, "-m", "cxrbench", "bench", str(self.spec), "--json"]
+        command = [sys.executable, "-c", COMMAND, "bench", str(self.spec), "--json"]
         command += ["--plugin", str(PLUGIN), "--gpus", "0", *words]
         with self.output.open("wb") as out, self.messages.open("ab") as err:
             return subprocess.Popen(command, env=environment, stdout=out, stderr=err)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cxrbench.cli.cluster import Place, settle
-from cxrbench.core.errors import ConfigError, MissingInputError, UsageError
+from cxrbench.core.errors import ConfigError, CxrbenchError, MissingInputError, UsageError
 from cxrbench.core.spec import BenchSpec, Execution
 from cxrbench.runner.engines import ray_engine, ray_task
 from cxrbench.runner.engines.base import attached
@@ -307,10 +307,35 @@ def test_a_ray_that_was_there_is_left_as_it_was(ray: FakeRay) -> None:
     assert ray.connected
 
 
+def test_what_ray_prints_is_a_message(ray: FakeRay, capsys: pytest.CaptureFixture[str]) -> None:
+    made = engine(cores=1)
+    print("(raylet) Raylet is terminated.")
+    made.close()
+    print("a result")
+    assert capsys.readouterr() == ("a result\n", "(raylet) Raylet is terminated.\n")
+
+
 def test_an_embedded_ray_is_quiet_and_has_room_for_the_slots(ray: FakeRay) -> None:
     engine(ray_address="", slots=3, cores=50)
     assert ray.begun["address"] == "local" and ray.begun["num_cpus"] == 150
     assert ray.begun["include_dashboard"] is ray.begun["log_to_driver"] is False
+
+
+def test_a_cluster_that_cannot_be_joined_is_named_and_sigterm_is_as_before(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def fail(**options: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does
+        raise ConnectionError("another version\nand more")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(UsageError, match=r"--ray-address head:6379: .*\(another version\)"):
+        engine(cores=1)
+    with pytest.raises(CxrbenchError, match=r"no Ray can be started .*\(another version\)"):
+        engine(cores=1, slots=1, ray_address="")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # The command

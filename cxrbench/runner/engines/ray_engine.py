@@ -5,9 +5,11 @@ its process is lost; the states in the store make that go on from where it stopp
 ended, so Ray does not try it again. Everything else is the sweep's (`schedule.py`).
 """
 
+import contextlib
 import importlib.util
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cxrbench.core.errors import MissingInputError, UsageError
+from cxrbench.core.errors import CxrbenchError, MissingInputError, UsageError
 from cxrbench.core.spec import Execution
 from cxrbench.runner.engines.ray_task import GRACE, Ending, run_chain, tries_path
 from cxrbench.runner.faults import how_it_ended
@@ -76,21 +78,23 @@ def check_address(address: str) -> None:
 def connect(address: str, execution: Execution) -> None:
     """Join the cluster at an address; where there is none, start one of this machine, for this process alone."""
     ray = _library()
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
-        ray.init(
-            address="local", include_dashboard=False, object_store_memory=OBJECTS,
-            num_cpus=max(os.cpu_count() or 1, execution.slots * execution.cores), **quiet,
-        )  # fmt: skip
-        return
+        cores = max(os.cpu_count() or 1, execution.slots * execution.cores)
+        options |= {"include_dashboard": False, "object_store_memory": OBJECTS, "num_cpus": cores}
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, **quiet)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        ray.init(address=address or "local", **options)
+    except Exception as error:  # Ray's own errors have no common base
         said = next(iter(str(error).splitlines()), type(error).__name__)
+        if not address:
+            raise CxrbenchError(f"no Ray can be started on this machine ({said})") from error
         raise UsageError(
             f"--ray-address {address}: cannot be joined ({said}); this machine must be a node of the cluster "
             f"(`ray start --address=HOST:PORT`) with the same versions of Python and Ray"
-        ) from None
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, terminate)  # Ray's own would end this process with code 15
 
 
 def capacity(nodes: list[dict[str, Any]], wanted: Mapping[str, float]) -> int:
@@ -151,9 +155,11 @@ class RayEngine:
         ray = _library()
         self.execution = execution
         self.running = 0
-        self.joined = not ray.is_initialized()
-        if self.joined:
-            connect(execution.ray_address, execution)
+        self.looked = -CAPACITY_SECONDS
+        self.room = 0
+        self.undone = contextlib.ExitStack()  # by `close`
+        # Ray prints what it says of lost nodes, from a thread of its own: messages, and no results.
+        self.undone.enter_context(contextlib.redirect_stdout(sys.stderr))
         gpus = execution.devices if execution.accelerator == "gpu" else 0
         self.wanted = {"CPU": float(execution.cores or execution.devices), "GPU": float(gpus)}
         # A process of Ray for each task: what it started cannot live on in one that serves another.
@@ -161,11 +167,12 @@ class RayEngine:
             num_cpus=self.wanted["CPU"], num_gpus=gpus, max_calls=1,
             max_retries=LOSSES, retry_exceptions=False,
         )(run_chain)  # fmt: skip
-        self.looked = -CAPACITY_SECONDS
-        self.room = 0
         try:
+            if not ray.is_initialized():
+                self.undone.callback(ray.shutdown)
+                connect(execution.ray_address, execution)
             self._check_room()
-        except UsageError:
+        except BaseException:
             self.close()
             raise
 
@@ -218,9 +225,7 @@ class RayEngine:
 
     def close(self) -> None:
         """Leave the cluster, which ends this sweep's tasks; an embedded one ends."""
-        ray = _library()
-        if self.joined:
-            ray.shutdown()
+        self.undone.close()
 
 
 def _until_ended(tasks: list[Task], seconds: float, at_once: Callable[[], bool]) -> bool:
