@@ -70,7 +70,9 @@ def settle(
         return _on_ray(place, spec, gpus, devices, accelerator, slots, workers, update)
     if place.engine == "slurm":
         if slots:
-            raise UsageError("--slots is for --engine local; a cluster's queue has its own limits")
+            raise UsageError(
+                "--slots is for --engine local and ray; SLURM's queue has its own limits"
+            )
         return _on_cluster(place, spec, gpus, devices, accelerator, workers, update)
     if given := place.request():
         instead = "slurm or ray" if "cpus" in given else "slurm"

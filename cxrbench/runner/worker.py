@@ -2,7 +2,7 @@
 
 Success is the artefact that was published, never an exit code. A failure leaves
 `jobs/<digest16>.failure.json`. Training on several devices runs in `torch.distributed.run` children, which
-hold the stage's lock too, so that work that outlives a killed parent is never done twice at once.
+end with this process and hold the stage's lock too, so that no work is done twice at once.
 """
 
 import contextlib
