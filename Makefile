@@ -46,7 +46,7 @@ audit: $(READY) ## look up all pinned dependencies in the advisories of PyPI; ne
 	  --no-deps --disable-pip --progress-spinner off --strict
 
 lock: ## write constraints.txt anew from pyproject.toml
-	uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate --no-header \
+	uv pip compile pyproject.toml --extra dev --extra ray --python-version 3.11 --no-annotate --no-header \
 	  --no-emit-index-url --universal -q -o constraints.txt
 
 clean: ## remove .venv and caches; runs/ stays

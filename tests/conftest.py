@@ -18,10 +18,10 @@ SAMPLES_VARIABLE = "CXRBENCH_SAMPLES"
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The longest files come first, so that no process waits for another's at the end; slow tests run only when they
-    are asked for: `-m slow`, `-m slurm`, or CXRBENCH_SLOW=1 for all.
+    are asked for: `-m slow`, `-m slurm`, `-m ray`, or CXRBENCH_SLOW=1 for all.
     """
     items.sort(key=lambda item: item.path.name not in LONGEST)
-    asked = any(word in config.option.markexpr for word in ("slow", "slurm"))
+    asked = any(word in config.option.markexpr for word in ("slow", "slurm", "ray"))
     if asked or os.environ.get(SLOW_VARIABLE) == "1":
         return
     skip = pytest.mark.skip(reason=f"slow; run with -m slow or {SLOW_VARIABLE}=1")

@@ -79,6 +79,7 @@ def run(
     time: common.Time = None,
     mem: common.Mem = None,
     cpus: common.Cpus = None,
+    ray_address: common.RayAddress = None,
     mode: Annotated[str, typer.Option(help="missing, force or collect.")] = "missing",
     plugin: common.Plugin = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
@@ -122,7 +123,7 @@ def run(
         },
         where="options",
     )
-    place = cluster.Place(engine, partition, account, time, mem, cpus)
+    place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
     where = cluster.settle(place, spec, gpus, devices, accelerator, None, workers, wandb)
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
@@ -170,6 +171,7 @@ def bench(
     time: common.Time = None,
     mem: common.Mem = None,
     cpus: common.Cpus = None,
+    ray_address: common.RayAddress = None,
     mode: Annotated[str, typer.Option(help="missing, force or collect.")] = "missing",
     plugin: common.Plugin = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
@@ -178,7 +180,7 @@ def bench(
     """Run a benchmark file: every method on every fold, then the leaderboard."""
     registry = common.registry_of(plugin)
     spec = _spec(spec_file, registry, only, data)
-    place = cluster.Place(engine, partition, account, time, mem, cpus)
+    place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
     where = cluster.settle(place, spec, gpus, devices, accelerator, slots, workers, wandb)
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 

@@ -1,6 +1,7 @@
 """Where stages run: the options of `--engine`, and what a submission says."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from cxrbench.runner.engines.slurm import Submission
     from cxrbench.runner.plan import Plan
 
-ENGINES = ("local", "slurm")
+ENGINES = ("local", "ray", "slurm")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Place:
     time: str | None
     mem: str | None
     cpus: int | None
+    ray_address: str | None = None
 
     def request(self) -> dict[str, Any]:
         """The keys of a request that were given."""
@@ -62,12 +64,19 @@ def settle(
     if place.engine not in ENGINES:
         raise UsageError(f"--engine {place.engine}: choose {' or '.join(ENGINES)}")
     update = {"wandb": common.wandb_mode(wandb), "group": spec.name, "engine": place.engine}
+    if place.ray_address is not None and place.engine != "ray":
+        raise UsageError("--ray-address needs --engine ray")
+    if place.engine == "ray":
+        return _on_ray(place, spec, gpus, devices, accelerator, slots, workers, update)
     if place.engine == "slurm":
         if slots:
-            raise UsageError("--slots is for --engine local; a cluster's queue has its own limits")
+            raise UsageError(
+                "--slots is for --engine local and ray; SLURM's queue has its own limits"
+            )
         return _on_cluster(place, spec, gpus, devices, accelerator, workers, update)
     if given := place.request():
-        raise UsageError(f"--{next(iter(given))} needs --engine slurm")
+        instead = "slurm or ray" if "cpus" in given else "slurm"
+        raise UsageError(f"--{next(iter(given))} needs --engine {instead}")
     slots = 1 if slots is None else slots
     chosen = choose(
         gpus=gpus, devices=devices, accelerator=accelerator, slots=slots, workers=workers
@@ -95,6 +104,44 @@ def _on_cluster(
     execution = Execution.parse({**update, "accelerator": kind, "devices": count}, where="options")
     settled = spec.model_copy(update={"cluster": asked})
     return Where(settled, execution, precision_of_jobs(settled, asked))
+
+
+def _on_ray(
+    place: Place,
+    spec: "BenchSpec",
+    gpus: int | None,
+    devices: int | None,
+    accelerator: str | None,
+    slots: int | None,
+    workers: int | None,
+    update: dict[str, Any],
+) -> Where:
+    """On a Ray of this machine as the local engine would; on a cluster what is said of its nodes."""
+    from cxrbench.core.spec import Execution
+    from cxrbench.runner.devices import choose, cores_of_job, execution_of_job, precision_of_jobs
+    from cxrbench.runner.engines.ray_engine import check_address, require_ray
+
+    if other := [name for name in place.request() if name != "cpus"]:
+        raise UsageError(f"--{other[0]} needs --engine slurm; Ray is asked for --gpus and --cpus")
+    require_ray()
+    slots = 1 if slots is None else slots
+    address = place.ray_address or os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        chosen = choose(
+            gpus=gpus, devices=devices, accelerator=accelerator, slots=slots, workers=workers
+        )
+        cores = place.cpus or max(1, (os.cpu_count() or 1) // chosen.slots)
+        update = {**chosen.model_dump(), **update, "cores": cores}
+        return Where(spec, Execution.parse(update, where="options"), None)
+    check_address(address)  # before a plan that may take minutes
+    if spec.cluster.stages:
+        say("cluster.stages is for --engine slurm: Ray is asked the same for every chain of stages")
+    settled = _on_cluster(place, spec, gpus, devices, accelerator, workers, update)
+    asked, base = settled.spec.cluster, settled.execution
+    job = execution_of_job(base, asked, asked)
+    more = {"slots": slots, "cores": cores_of_job(asked, job.devices), "ray_address": address}
+    execution = Execution.parse({**job.model_dump(), **more}, where="options")
+    return Where(settled.spec, execution, precision_of_jobs(settled.spec, asked))
 
 
 def submit(

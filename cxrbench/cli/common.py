@@ -44,13 +44,22 @@ Wandb = Annotated[
     str | None, typer.Option(help="online, offline or off. (default: online if logged in)")
 ]
 Engine = Annotated[
-    str, typer.Option(help="local, or slurm: put the stages into a cluster's queue and end.")
+    str,
+    typer.Option(
+        help="local; ray: stages as tasks of Ray; slurm: put them into a cluster's queue and end."
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="--engine ray: HOST:PORT or auto. (default: $RAY_ADDRESS, else a Ray of this machine)"
+    ),
 ]
 Partition = Annotated[str | None, typer.Option(help="--engine slurm: of the cluster.")]
 Account = Annotated[str | None, typer.Option(help="--engine slurm: who is charged.")]
 Time = Annotated[str | None, typer.Option(help="--engine slurm: limit of a job, 4:00:00 or 2-00.")]
 Mem = Annotated[str | None, typer.Option(help="--engine slurm: memory of a job, 32G.")]
-Cpus = Annotated[int | None, typer.Option(min=1, help="--engine slurm: cores of a job.")]
+Cpus = Annotated[int | None, typer.Option(min=1, help="--engine slurm, ray: cores of a job.")]
 PLAIN_SECONDS = 30.0  # between progress lines when the output is not a terminal
 
 

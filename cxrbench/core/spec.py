@@ -81,10 +81,17 @@ class MethodParams(Frozen):
 class Execution(Frozen):
     """Where and how stages run: recorded, never part of an identity."""
 
-    engine: Literal["local", "slurm"] = "local"
+    engine: Literal["local", "slurm", "ray"] = "local"
     accelerator: Literal["cpu", "gpu"] = "cpu"
     devices: int = Field(1, ge=1, description="processes of one training")
-    slots: int = Field(1, ge=1, description="stages that run at the same time")
+    slots: int = Field(
+        1,
+        ge=0,
+        description="stages that run at the same time; 0 is as many as a Ray cluster has room for",
+    )
+    cores: int = Field(0, ge=0, description="CPUs that a chain takes of Ray; 0 is one a process")
+    # Where machines are found is no part of what is recorded.
+    ray_address: str = Field("", exclude=True, description="of a Ray cluster; none is embedded")
     threads: int = Field(0, ge=0, description="CPU threads a process; 0 shares the cores")
     workers: int = Field(0, ge=0, description="loader processes of one training process")
     checkpoint_steps: int = Field(0, ge=0, description="steps between saves; 0 is by time only")
@@ -92,6 +99,12 @@ class Execution(Frozen):
     rank_seconds: float = Field(300.0, gt=0, description="until a silent process is given up")
     wandb: Literal["off", "offline", "online"] = "off"
     group: str = ""
+
+    @model_validator(mode="after")
+    def _counted(self) -> "Execution":
+        if not self.slots and self.engine != "ray":
+            raise ValueError("slots 0 is for the engine ray, which counts them itself")
+        return self
 
 
 class DatasetEntry(Frozen):

@@ -14,7 +14,6 @@ from cxrbench.core.stage import Stage
 from cxrbench.core.store import Store
 from cxrbench.runner.chains import chain_from, write_job
 from cxrbench.runner.engines.base import Worker, attached
-from cxrbench.runner.faults import how_it_ended
 from cxrbench.runner.graph import Graph
 from cxrbench.runner.plan import Plan
 from cxrbench.runner.worker import failure_path
@@ -72,15 +71,18 @@ def run_plan(
     `built` is called with the digest of each stage as soon as it is there.
     """
     sweep = _Sweep(plan, store, registry, execution, tell, built)
-    with _signals() as caught:
-        while sweep.step() and not caught:
-            show(sweep.status())
-            time.sleep(TICK)
-        if caught:
-            sweep.outcome.interrupted = caught[0]
-            tell("stopping: the workers save their state; once more to stop at once")
-            sweep.engine.stop(list(sweep.running.values()), at_once=lambda: len(caught) > 1)
-    sweep.collect()
+    try:
+        with _signals() as caught:
+            while sweep.step() and not caught:
+                show(sweep.status())
+                time.sleep(TICK)
+            if caught:
+                sweep.outcome.interrupted = caught[0]
+                tell("stopping: the workers save their state; once more to stop at once")
+                sweep.engine.stop(list(sweep.running.values()), at_once=lambda: len(caught) > 1)
+        sweep.collect()
+    finally:
+        sweep.engine.close()
     show(sweep.status())
     return sweep.outcome
 
@@ -171,7 +173,7 @@ class _Sweep:
         try:
             failure = {**failure, **json.loads(failure_path(self.store, stage).read_text())}
         except (OSError, ValueError):
-            failure["error"] = how_it_ended(worker.code)
+            failure["error"] = worker.why()
         self.outcome.failed[stage.digest] = failure
         self._block(stage)
         self.tell(f"failed {stage.key}: {failure['error']}")

@@ -2,7 +2,7 @@
 
 Success is the artefact that was published, never an exit code. A failure leaves
 `jobs/<digest16>.failure.json`. Training on several devices runs in `torch.distributed.run` children, which
-hold the stage's lock too, so that work that outlives a killed parent is never done twice at once.
+end with this process and hold the stage's lock too, so that no work is done twice at once.
 """
 
 import contextlib
@@ -162,11 +162,12 @@ def _fit(job: Job, stage: Stage, context: Any, work: Path, lock: int) -> None:
         "-m", "cxrbench.runner.worker", str(job.path), "--rank-of", stage.digest,
     ]  # fmt: skip
     blocked = {signal.SIGTERM, signal.SIGINT}
+    kernel = ctypes.CDLL(None)  # between fork and exec the loader's lock may be another thread's
     signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # none between the start and the handlers
     group = subprocess.Popen(
         command,
         pass_fds=(lock,),
-        preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked),
+        preexec_fn=lambda: _begin_launcher(kernel, blocked),
     )
     before = {n: signal.signal(n, lambda *_: group.send_signal(signal.SIGTERM)) for n in blocked}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
@@ -181,6 +182,12 @@ def _fit(job: Job, stage: Stage, context: Any, work: Path, lock: int) -> None:
         (work / "interrupted").unlink()
         raise InterruptedRunError("asked to stop; the training state is saved")
     raise _first_failure(work, job.execution)
+
+
+def _begin_launcher(kernel: ctypes.CDLL, blocked: set[signal.Signals]) -> None:
+    """What the launcher of the ranks is before it begins: it ends with its worker, and its ranks with it."""
+    die_with_parent(kernel)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
 
 
 def _first_failure(work: Path, execution: Execution) -> CxrbenchError:
@@ -205,16 +212,16 @@ def _first_failure(work: Path, execution: Execution) -> CxrbenchError:
     )
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel to end this rank when its launcher is gone; it must not train on unseen."""
+def die_with_parent(kernel: ctypes.CDLL) -> None:
+    """Ask the kernel to kill this process when the one that started it is gone; nothing trains on unseen."""
     set_death_signal = 1
-    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+    with contextlib.suppress(AttributeError):  # Linux alone has it
+        kernel.prctl(set_death_signal, signal.SIGKILL)
 
 
 def run_rank(job: Job, digest: str) -> int:
     """One process of a training on several devices."""
-    _die_with_parent()
+    die_with_parent(ctypes.CDLL(None))
     from cxrbench.runner.execute import run_fit
 
     stage = job.graph[digest]

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +86,31 @@ def test_a_silent_rank_is_given_up(store: Store) -> None:
     assert error.startswith("rank 1 of 2 ended without a word"), error
     assert "silent for 20 s" in error
     assert seconds < 240
+
+
+@pytest.mark.slow
+def test_a_training_on_several_devices_ends_with_its_killed_worker(store: Store) -> None:
+    """Elsewhere it may be begun again by then: it must not hold the stage's lock."""
+    plan, registry = planned(store, rank=1, fault="hang")
+    job = write_job(plan, registry, store, devices=2, rank_seconds=300)
+    command = [sys.executable, "-m", "cxrbench.runner.worker", str(job)]
+    alone = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )  # fmt: skip
+    try:
+        begun = store.root / "partial" / stage_of(plan, "fit").key / "progress.json"
+        wait_for(begun.is_file, 300)
+        assert len(processes_of(job)) >= 4, "a worker, a launcher and two ranks"
+        alone.kill()
+        alone.wait()
+        wait_for(lambda: not processes_of(job), 30)
+    finally:
+        for pid in processes_of(job):
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(ready: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -18,6 +18,9 @@ class Worker(Protocol):
     def code(self) -> int:
         """The exit code of one that is gone; -N where signal N killed it."""
 
+    def why(self) -> str:
+        """How one ended that left no word of its own."""
+
 
 W = TypeVar("W", bound=Worker)
 
@@ -37,11 +40,18 @@ class Engine(Protocol[W]):
     def stop(self, workers: list[W], *, at_once: Callable[[], bool]) -> None:
         """Ask workers to save and end (SIGTERM); kill them when `at_once`, or after a grace time."""
 
+    def close(self) -> None:
+        """The sweep is over; nothing of the engine is left."""
+
 
 def attached(execution: Execution) -> Engine[Any]:
     """The attached engine that an execution names."""
-    from cxrbench.runner.engines.local import LocalEngine
+    if execution.engine == "local":
+        from cxrbench.runner.engines.local import LocalEngine
 
-    if execution.engine != "local":
-        raise UsageError(f"--engine {execution.engine} runs no sweep of this process")
-    return LocalEngine(execution)
+        return LocalEngine(execution)
+    if execution.engine == "ray":
+        from cxrbench.runner.engines.ray_engine import RayEngine
+
+        return RayEngine(execution)
+    raise UsageError(f"--engine {execution.engine} runs no sweep of this process")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cxrbench.core.errors import CxrbenchError
 from cxrbench.core.spec import Execution
+from cxrbench.runner.faults import how_it_ended
 from cxrbench.runner.worker import run_apart
 
 PRELOADED = ["cxrbench.runner.execute", "cxrbench.runner.score"]
@@ -41,6 +42,10 @@ class Running:
         code = self.process.exitcode
         assert code is not None
         return code
+
+    def why(self) -> str:
+        """What its exit code says."""
+        return how_it_ended(self.code)
 
 
 class LocalEngine:
@@ -101,6 +106,9 @@ class LocalEngine:
                     os.killpg(worker.process.pid, signal.SIGKILL)
                 worker.process.kill()
                 worker.process.join()
+
+    def close(self) -> None:
+        """Nothing is left: every worker has ended, and the server of workers goes with this process."""
 
     def _gpus(self, slot: int) -> list[str]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
