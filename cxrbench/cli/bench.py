@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from cxrbench.cli import cluster, common
+from cxrbench.cli import cluster, common, progress
 from cxrbench.cli.common import say
 from cxrbench.core.errors import UsageError
 from cxrbench.core.registry import Registry, normalise
@@ -79,6 +79,7 @@ def run(
     time: common.Time = None,
     mem: common.Mem = None,
     cpus: common.Cpus = None,
+    rank_seconds: common.RankSeconds = None,
     mode: Annotated[str, typer.Option(help="missing, force or collect.")] = "missing",
     plugin: common.Plugin = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
@@ -123,7 +124,8 @@ def run(
         where="options",
     )
     place = cluster.Place(engine, partition, account, time, mem, cpus)
-    where = cluster.settle(place, spec, gpus, devices, accelerator, None, workers, wandb)
+    where = cluster.settle(place, spec, gpus, devices, accelerator, None, workers, wandb,
+                           rank_seconds=rank_seconds)  # fmt: skip
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 
@@ -162,6 +164,7 @@ def bench(
     devices: common.Devices = None,
     accelerator: common.Accelerator = None,
     slots: common.Slots = 0,
+    per_gpu: common.PerGpu = 1,
     workers: common.Workers = None,
     wandb: common.Wandb = None,
     engine: common.Engine = "local",
@@ -170,6 +173,7 @@ def bench(
     time: common.Time = None,
     mem: common.Mem = None,
     cpus: common.Cpus = None,
+    rank_seconds: common.RankSeconds = None,
     mode: Annotated[str, typer.Option(help="missing, force or collect.")] = "missing",
     plugin: common.Plugin = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
@@ -179,7 +183,8 @@ def bench(
     registry = common.registry_of(plugin)
     spec = _spec(spec_file, registry, only, data)
     place = cluster.Place(engine, partition, account, time, mem, cpus)
-    where = cluster.settle(place, spec, gpus, devices, accelerator, slots, workers, wandb)
+    where = cluster.settle(place, spec, gpus, devices, accelerator, slots, workers, wandb,
+                           per_gpu=per_gpu, rank_seconds=rank_seconds)  # fmt: skip
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 
@@ -232,7 +237,7 @@ def _run_spec(
     if execution.engine == "slurm" and mode != "collect":
         cluster.submit(made, store, registry, where, force=mode == "force", as_json=as_json)
         return
-    with common.live() as (show, tell):
+    with progress.live() as (show, tell):
         chosen = cast("Mode", mode)
         result = run_bench(made, registry, store, execution, chosen, show=show, tell=tell)
     _report(result, store, execution, as_json=as_json)

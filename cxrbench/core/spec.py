@@ -79,6 +79,7 @@ class Execution(Frozen):
     accelerator: Literal["cpu", "gpu"] = "cpu"
     devices: int = Field(1, ge=1, description="processes of one training")
     slots: int = Field(1, ge=1, description="stages that run at the same time")
+    per_gpu: int = Field(1, ge=1, description="stages that share a GPU")
     threads: int = Field(0, ge=0, description="CPU threads a process; 0 shares the cores")
     workers: int = Field(0, ge=0, description="loader processes of one training process")
     checkpoint_steps: int = Field(0, ge=0, description="steps between saves; 0 is by time only")

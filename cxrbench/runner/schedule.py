@@ -16,7 +16,9 @@ from cxrbench.runner.chains import chain_from, write_job
 from cxrbench.runner.engines.base import Worker, attached
 from cxrbench.runner.faults import how_it_ended
 from cxrbench.runner.graph import Graph
+from cxrbench.runner.notice import Notice
 from cxrbench.runner.plan import Plan
+from cxrbench.runner.progress import Progress, Seen, Status
 from cxrbench.runner.worker import failure_path
 
 TICK = 0.2  # seconds between looks at the workers
@@ -30,16 +32,6 @@ class Outcome:
     failed: dict[str, dict[str, Any]] = field(default_factory=dict)  # digest -> failure
     blocked: list[str] = field(default_factory=list)
     interrupted: int = 0  # the signal that stopped the sweep
-
-
-@dataclass
-class Status:
-    """A moment of a sweep, for whoever shows it."""
-
-    total: int
-    done: int
-    failed: int
-    running: list[tuple[str, int, int]]  # stage key, steps done, steps in all
 
 
 @contextmanager
@@ -72,16 +64,24 @@ def run_plan(
     `built` is called with the digest of each stage as soon as it is there.
     """
     sweep = _Sweep(plan, store, registry, execution, tell, built)
-    with _signals() as caught:
+    with _signals() as caught, Notice(store, plan.name, tell) as notice:
+
+        def look() -> None:
+            status = sweep.status()
+            show(status)
+            notice.show(status)
+
         while sweep.step() and not caught:
-            show(sweep.status())
+            if sweep.progress.due():
+                look()
             time.sleep(TICK)
         if caught:
             sweep.outcome.interrupted = caught[0]
             tell("stopping: the workers save their state; once more to stop at once")
+            look()
             sweep.engine.stop(list(sweep.running.values()), at_once=lambda: len(caught) > 1)
-    sweep.collect()
-    show(sweep.status())
+        sweep.collect()
+        look()
     return sweep.outcome
 
 
@@ -98,7 +98,7 @@ class _Sweep:
         self.plan, self.store, self.registry, self.execution = plan, store, registry, execution
         self.tell, self.built = tell, built
         self.pending: Graph = plan.missing(store)
-        self.total = len(self.pending)
+        self.progress = Progress(dict(self.pending), store, execution)
         self.engine = attached(execution)
         self.running: dict[str, Worker] = {}  # by the digest that heads the chain
         self.chains: dict[str, list[Stage]] = {}
@@ -106,20 +106,12 @@ class _Sweep:
 
     def status(self) -> Status:
         """Where the sweep stands."""
-        running = []
-        for chain in self.chains.values():
-            here = next((s for s in chain if not self.store.has(s.key)), chain[-1])
-            running.append((here.key, *self._pulse(here)))
-        built = sum(self.store.has(s.key) for c in self.chains.values() for s in c)
-        return Status(self.total, len(self.outcome.done) + built, len(self.outcome.failed), running)
-
-    def _pulse(self, stage: Stage) -> tuple[int, int]:
-        path = self.store.root / "partial" / stage.key / "progress.json"
-        try:
-            value = json.loads(path.read_text())
-            return int(value["done"]), int(value["of"])
-        except (OSError, ValueError, KeyError):
-            return 0, 0
+        end = self.outcome
+        seen = Seen(
+            self.pending, list(self.chains.values()), end.done, end.failed, end.blocked,
+            stopping=bool(end.interrupted),
+        )  # fmt: skip
+        return self.progress.look(seen)
 
     def step(self) -> bool:
         """Collect what ended, start what is ready; False when nothing is left to wait for."""
@@ -155,6 +147,7 @@ class _Sweep:
             for place, stage in enumerate(chain):
                 if self.store.has(stage.key):
                     self.outcome.done.append(stage.digest)
+                    self.progress.durations.add(stage.key)
                     self.tell(f"done   {stage.key}")
                     self.built(stage.digest)
                 else:

@@ -1,15 +1,17 @@
-"""The local engine: workers as processes of this machine, a slot per GPU group or per CPU share.
+"""The local engine: workers as processes of this machine, a slot per GPU, group of GPUs, share of one, or share of the CPU.
 
 Importing torch and Lightning takes seconds, more than many a stage. On Linux a server process imports them once
 and every worker is forked from it; it runs nothing itself, so neither threads nor a GPU are inherited.
 """
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -49,6 +51,7 @@ class LocalEngine:
     def __init__(self, execution: Execution) -> None:
         self.execution = execution
         self.free = list(range(execution.slots))
+        self.on_gpu = Counter[int]()  # workers, by the place of their GPU
         self.processes = _processes()
 
     def has_room(self) -> bool:
@@ -57,7 +60,7 @@ class LocalEngine:
 
     def start(self, job: Path, log: Path) -> Running:
         """Run a job; what it prints is added to its log."""
-        slot = self.free.pop(0)
+        slot = self._take()
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
         if self.execution.accelerator == "gpu":
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus(slot))
@@ -83,6 +86,7 @@ class LocalEngine:
     def finished(self, running: Running) -> None:
         """Give a slot back."""
         self.free.append(running.slot)
+        self.on_gpu[self._place(running.slot)] -= 1
 
     def stop(self, workers: list[Running], *, at_once: Callable[[], bool]) -> None:
         """Ask workers to save and end; kill what has not after the grace time, or when `at_once`."""
@@ -102,11 +106,22 @@ class LocalEngine:
                 worker.process.kill()
                 worker.process.join()
 
+    def _take(self) -> int:
+        """A free slot, of those that share GPUs one whose GPU has the fewest workers."""
+        slot = min(self.free, key=lambda free: self.on_gpu[self._place(free)])
+        self.free.remove(slot)
+        self.on_gpu[self._place(slot)] += 1
+        return slot
+
+    def _place(self, slot: int) -> int:
+        """The place of a slot's GPU, or of its group of GPUs: neighbouring slots are on different ones."""
+        return slot % math.ceil(self.execution.slots / self.execution.per_gpu)
+
     def _gpus(self, slot: int) -> list[str]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(i) for i in range(64)]
-        count = self.execution.devices
-        return names[slot * count : (slot + 1) * count]
+        count, place = self.execution.devices, self._place(slot)
+        return names[place * count : (place + 1) * count]
 
 
 def _processes() -> ForkServerContext | SpawnContext:
