@@ -18,6 +18,12 @@ for module in (bench, models, robustness, board, tools, perf, data):
     module.register(app)
 
 
+def _by_ctrl_c(end: BaseException) -> bool:
+    """Whether an exit stands for a KeyboardInterrupt, which typer turns into a silent one with code 130."""
+    cause = end.__cause__ or end.__context__
+    return cause is not None and (isinstance(cause, KeyboardInterrupt) or _by_ctrl_c(cause))
+
+
 def main() -> None:
     """The `cxrbench` command: errors become one message and an exit code."""
     try:
@@ -25,9 +31,10 @@ def main() -> None:
     except CxrbenchError as error:
         print(f"cxrbench: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("cxrbench: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if _by_ctrl_c(end):
+            print("cxrbench: interrupted; the same command goes on from here", file=sys.stderr)
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)

@@ -244,11 +244,14 @@ def _run_spec(
 
 
 def _report(result: "Result", store: Store, execution: "Execution", *, as_json: bool) -> None:
+    """The tables of what is there; a sweep that was stopped ends at once, without them."""
     from cxrbench.cli.board import rank, show_tables, write_pages
     from cxrbench.core.record import read_record
     from cxrbench.leaderboard.files import NAMES, write_tables
     from cxrbench.runner.finish import find_records
 
+    if result.outcome.interrupted:
+        common.end_unfinished(result.outcome)
     paths = [path for run in result.plan.runs for path in find_records(store, run)]
     records = [read_record(path) for path in paths]
     if as_json:
@@ -358,17 +361,21 @@ def _show_jobs(found: dict[str, Any]) -> None:
 
 def status(as_json: common.Json = False) -> None:
     """What the store holds: records, unfinished and failed stages."""
+    from cxrbench.runner.progress import to_json
     from cxrbench.runner.status import read_status
 
     store = Store.default()
     found = read_status(store)
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        sweeps = [{**sweep, "status": to_json(sweep["status"])} for sweep in found["sweeps"]]
+        print(json.dumps({**found, "sweeps": sweeps}, indent=1, ensure_ascii=False))
         return
     print(f"store: {found['store']}")
     for name, counts in sorted(found["records"].items()):
         print(f"  {name}: {counts} records")
     print(f"  {found['artefacts']} artefacts built")
+    for sweep in found["sweeps"]:
+        print(f"  running {sweep['name']}: {progress.line(sweep['status'])}")
     _show_jobs(found)
     for item in found["unfinished"]:
         print(f"  unfinished {item['stage']}: {item['progress']}")

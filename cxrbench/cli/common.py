@@ -1,5 +1,6 @@
 """Options and output that several commands share. Messages go to stderr, results to stdout."""
 
+import shlex
 import signal
 import sys
 import time
@@ -114,7 +115,8 @@ def end_unfinished(outcome: "Outcome", *, sweep: str = "") -> None:
     Several runs, which `sweep` tells the end of, have one code for any failure.
     """
     if outcome.interrupted:
-        say("stopped; the same command goes on from here")
+        again = shlex.join(["cxrbench", *sys.argv[1:]])
+        say(f"stopped; the same command goes on from here:\n  {again}")
         raise typer.Exit(130 if outcome.interrupted == signal.SIGINT else 75)
     for failure in outcome.failed.values():
         say(f"FAILED {failure['stage']}: {failure['error']}\n  log: {failure['log']}")

@@ -38,13 +38,12 @@ def live() -> Iterator[tuple[Show, Tell]]:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 0:07, 12:05, 3:04:05 or 2 d 3 h."""
-    whole = round(seconds)
-    minutes, second = divmod(whole, 60)
+    """Seconds as 0:07, 12:05, 3h04 or 2d03h."""
+    minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     if hours >= 48:
-        return f"{hours // 24} d {hours % 24} h"
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+        return f"{hours // 24}d{hours % 24:02d}h"
+    return f"{hours}h{minute:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def left(span: "Span | None") -> str:
@@ -115,6 +114,7 @@ def view(status: "Status", width: int, height: int) -> "Group":
     """The whole graph in one picture that fits the window: a bar, kinds, names, what runs."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
     room = max(4, height - 6)  # lines for the two tables' rows
@@ -125,11 +125,14 @@ def view(status: "Status", width: int, height: int) -> "Group":
     last = (
         "saving; Ctrl-C again to stop at once" if status.stopping else f"{left(status.left)} left"
     )
+    done = ProgressBar(
+        total=max(1, status.total), completed=status.count("done"), width=min(width, 78)
+    )
+    bar = Table.grid()
+    bar.add_row(done)
     parts: list[Any] = [
         Text(head + last, style="bold", no_wrap=True, overflow="ellipsis"),
-        ProgressBar(
-            total=max(1, status.total), completed=status.count("done"), width=min(width, 78)
-        ),
+        bar,
         _stage_table(rows, width),
     ]
     if runs:

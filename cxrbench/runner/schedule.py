@@ -71,6 +71,7 @@ def run_plan(
             show(status)
             notice.show(status)
 
+        look()  # the first workers take seconds to start
         while sweep.step() and not caught:
             if sweep.progress.due():
                 look()
@@ -121,7 +122,7 @@ class _Sweep:
                 continue
             if self._ready(stage, set()):
                 self._start(stage)
-        return bool(self.running)
+        return bool(self.running) or (bool(self.pending) and not self.engine.has_room())
 
     def _ready(self, stage: Stage, soon: set[str]) -> bool:
         return all(p.digest in soon or self.store.has(p.key) for p in stage.parents())

@@ -7,9 +7,11 @@ and every worker is forked from it; it runs nothing itself, so neither threads n
 import contextlib
 import math
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from cxrbench.runner.worker import run_apart
 
 PRELOADED = ["cxrbench.runner.execute", "cxrbench.runner.score"]
 TRIES = 3
+QUICKLY = 0.1  # seconds in which a server that has its imports answers
 GRACE = 90.0  # seconds that a worker has to save its state before it is killed
 
 
@@ -53,10 +56,15 @@ class LocalEngine:
         self.free = list(range(execution.slots))
         self.on_gpu = Counter[int]()  # workers, by the place of their GPU
         self.processes = _processes()
+        _serve(self.processes)
+        # In a thread, so that the sweep can be seen and stopped while the server imports.
+        self._warming = threading.Thread(target=_warm_up, args=(self.processes,), daemon=True)
+        self._warming.start()
+        self._warming.join(QUICKLY)
 
     def has_room(self) -> bool:
-        """Whether a slot is free."""
-        return bool(self.free)
+        """Whether a slot is free, and the server that forks workers has its imports."""
+        return bool(self.free) and not self._warming.is_alive()
 
     def start(self, job: Path, log: Path) -> Running:
         """Run a job; what it prints is added to its log."""
@@ -71,6 +79,7 @@ class LocalEngine:
     ) -> multiprocessing.process.BaseProcess:
         """A worker's process. The server that forks it may be killed under it; then there is a new one."""
         for _ in range(TRIES):
+            _serve(self.processes)
             process = self.processes.Process(target=run_apart, args=(job, log, environment))
             try:
                 process.start()
@@ -132,3 +141,23 @@ def _processes() -> ForkServerContext | SpawnContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
+
+
+def _serve(processes: ForkServerContext | SpawnContext) -> None:
+    """See that the server runs, deaf to Ctrl-C: a terminal sends that to the server, too, which would die of it."""
+    if not isinstance(processes, ForkServerContext):
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a new process begins with
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _warm_up(processes: ForkServerContext | SpawnContext) -> None:
+    """Wait until the server has its imports: until it has forked a process that does nothing."""
+    if isinstance(processes, ForkServerContext):
+        nothing = processes.Process(target=time.sleep, args=(0,))
+        with contextlib.suppress(EOFError, ConnectionError):  # killed; `start` sees to it
+            nothing.start()
+            nothing.join()
