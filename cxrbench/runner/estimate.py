@@ -121,12 +121,9 @@ class _Simulation:
         """When the last stage ends."""
         self._fill()
         while self.events:
-            self.now, _, chain = heapq.heappop(self.events)
-            self._built(chain[0].digest)
-            if len(chain) > 1:
-                self._begin(chain[1:])
-            else:
-                self.free += 1
+            self.now = self.events[0][0]
+            while self.events and self.events[0][0] == self.now:
+                self._end(heapq.heappop(self.events)[2])
             self._fill()
         return self.now
 
@@ -136,7 +133,12 @@ class _Simulation:
         end = self.now + (self.pick(span) if span else 0.0)
         heapq.heappush(self.events, (end, self.number, chain))
 
-    def _built(self, digest: str) -> None:
+    def _end(self, chain: list[Task]) -> None:
+        digest = chain[0].digest
+        if len(chain) > 1:
+            self._begin(chain[1:])
+        else:
+            self.free += 1
         for i in self.children.get(digest, ()):
             self.lacks[i].discard(digest)
             if not self.lacks[i] and i not in self.taken:
