@@ -139,7 +139,7 @@ def test_the_next_stage_goes_to_the_gpu_with_the_fewest(monkeypatch: pytest.Monk
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with_notes = Started(monkeypatch, slots=6, per_gpu=2)
     workers = [with_notes.start() for _ in range(6)]
-    for place in (0, 3, 1):  # GPU 0 twice, then GPU 1
+    for place in (1, 0, 3):  # GPU 1, then GPU 0 twice
         with_notes.engine.finished(workers[place])
     for _ in range(3):
         with_notes.start()

@@ -5,7 +5,6 @@ and every worker is forked from it; it runs nothing itself, so neither threads n
 """
 
 import contextlib
-import math
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -123,8 +122,8 @@ class LocalEngine:
         return slot
 
     def _place(self, slot: int) -> int:
-        """The place of a slot's GPU, or of its group of GPUs: neighbouring slots are on different ones."""
-        return slot % math.ceil(self.execution.slots / self.execution.per_gpu)
+        """The place of a slot's GPU, or of its group of GPUs, among those of the sweep."""
+        return slot // self.execution.per_gpu
 
     def _gpus(self, slot: int) -> list[str]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
