@@ -19,9 +19,11 @@ for module in (bench, models, robustness, board, tools, perf, data):
 
 
 def _by_ctrl_c(end: BaseException) -> bool:
-    """Whether an exit stands for a KeyboardInterrupt, which typer turns into a silent one with code 130."""
+    """Whether this is a KeyboardInterrupt, or the silent exit with code 130 that typer makes of one."""
+    if isinstance(end, SystemExit) and end.code != 130:
+        return False
     cause = end.__cause__ or end.__context__
-    return cause is not None and (isinstance(cause, KeyboardInterrupt) or _by_ctrl_c(cause))
+    return isinstance(end, KeyboardInterrupt) or (cause is not None and _by_ctrl_c(cause))
 
 
 def main() -> None:
@@ -31,10 +33,11 @@ def main() -> None:
     except CxrbenchError as error:
         print(f"cxrbench: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except SystemExit as end:
-        if _by_ctrl_c(end):
-            print("cxrbench: interrupted; the same command goes on from here", file=sys.stderr)
-        raise
+    except (SystemExit, KeyboardInterrupt) as end:
+        if not _by_ctrl_c(end):
+            raise
+        print("cxrbench: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)

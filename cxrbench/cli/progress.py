@@ -1,5 +1,6 @@
 """The progress of a sweep on stderr: one live view on a terminal, lines elsewhere."""
 
+import os
 import sys
 import time
 from collections import Counter
@@ -30,7 +31,8 @@ COLOURS = {"done": "green", "running": "cyan", "blocked": "yellow", "failed": "r
 @contextmanager
 def live() -> Iterator[tuple[Show, Tell]]:
     """(show a status, tell a line)."""
-    if sys.stderr.isatty():
+    # On a terminal that cannot move its cursor rich would show nothing at all.
+    if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         with _view() as (show, tell):
             yield show, tell
     else:
@@ -62,7 +64,7 @@ def percent(running: "Running") -> str:
 
 
 def lines(now: Callable[[], float] = time.monotonic, out: Tell = say) -> Show:
-    """Shows a line now and then: every 30 s at first, every ten minutes on the third hour."""
+    """Shows a line now and then: every 30 s at first, every ten minutes from 3h20 on."""
     last = now()
 
     def show(status: "Status") -> None:
