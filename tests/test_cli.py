@@ -247,6 +247,18 @@ def test_more_gpus_than_there_are_is_2_and_says_what_to_pass(
     assert "has 1 GPU that torch can use; pass --gpus 1 or" in err
 
 
+def test_ctrl_c_before_a_sweep_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cxrbench.runner import status
+
+    def interrupted(store: Store) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(status, "read_status", interrupted)
+    code, out, err = cli("status")
+    assert (code, out) == (130, "")
+    assert err == "cxrbench: interrupted; the same command goes on from here\n"
+
+
 def test_a_store_that_cannot_be_written_is_73(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

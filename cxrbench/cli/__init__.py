@@ -18,6 +18,14 @@ for module in (bench, models, robustness, board, tools, perf, data):
     module.register(app)
 
 
+def _by_ctrl_c(end: BaseException) -> bool:
+    """Whether this is a KeyboardInterrupt, or the silent exit with code 130 that typer makes of one."""
+    if isinstance(end, SystemExit) and end.code != 130:
+        return False
+    cause = end.__cause__ or end.__context__
+    return isinstance(end, KeyboardInterrupt) or (cause is not None and _by_ctrl_c(cause))
+
+
 def main() -> None:
     """The `cxrbench` command: errors become one message and an exit code."""
     try:
@@ -25,7 +33,9 @@ def main() -> None:
     except CxrbenchError as error:
         print(f"cxrbench: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (SystemExit, KeyboardInterrupt) as end:
+        if not _by_ctrl_c(end):
+            raise
         print("cxrbench: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from cxrbench.cli import cluster, common
+from cxrbench.cli import cluster, common, progress
 from cxrbench.cli.common import say
 from cxrbench.core.errors import UsageError
 from cxrbench.core.registry import Registry, normalise
@@ -80,6 +80,7 @@ def run(
     mem: common.Mem = None,
     cpus: common.Cpus = None,
     ray_address: common.RayAddress = None,
+    rank_seconds: common.RankSeconds = None,
     mode: Annotated[str, typer.Option(help="missing, force or collect.")] = "missing",
     plugin: common.Plugin = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
@@ -124,7 +125,8 @@ def run(
         where="options",
     )
     place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
-    where = cluster.settle(place, spec, gpus, devices, accelerator, None, workers, wandb)
+    where = cluster.settle(place, spec, gpus, devices, accelerator, None, workers, wandb,
+                           rank_seconds=rank_seconds)  # fmt: skip
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 
@@ -163,6 +165,7 @@ def bench(
     devices: common.Devices = None,
     accelerator: common.Accelerator = None,
     slots: common.Slots = 0,
+    per_gpu: common.PerGpu = 1,
     workers: common.Workers = None,
     wandb: common.Wandb = None,
     engine: common.Engine = "local",
@@ -172,6 +175,7 @@ def bench(
     mem: common.Mem = None,
     cpus: common.Cpus = None,
     ray_address: common.RayAddress = None,
+    rank_seconds: common.RankSeconds = None,
     mode: Annotated[str, typer.Option(help="missing, force or collect.")] = "missing",
     plugin: common.Plugin = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
@@ -181,7 +185,8 @@ def bench(
     registry = common.registry_of(plugin)
     spec = _spec(spec_file, registry, only, data)
     place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
-    where = cluster.settle(place, spec, gpus, devices, accelerator, slots, workers, wandb)
+    where = cluster.settle(place, spec, gpus, devices, accelerator, slots, workers, wandb,
+                           per_gpu=per_gpu, rank_seconds=rank_seconds)  # fmt: skip
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 
@@ -234,18 +239,21 @@ def _run_spec(
     if execution.engine == "slurm" and mode != "collect":
         cluster.submit(made, store, registry, where, force=mode == "force", as_json=as_json)
         return
-    with common.live() as (show, tell):
+    with progress.live() as (show, tell):
         chosen = cast("Mode", mode)
         result = run_bench(made, registry, store, execution, chosen, show=show, tell=tell)
     _report(result, store, execution, as_json=as_json)
 
 
 def _report(result: "Result", store: Store, execution: "Execution", *, as_json: bool) -> None:
+    """The tables of what is there; a sweep that was stopped ends at once, without them."""
     from cxrbench.cli.board import rank, show_tables, write_pages
     from cxrbench.core.record import read_record
     from cxrbench.leaderboard.files import NAMES, write_tables
     from cxrbench.runner.finish import find_records
 
+    if result.outcome.interrupted:
+        common.end_unfinished(result.outcome)
     paths = [path for run in result.plan.runs for path in find_records(store, run)]
     records = [read_record(path) for path in paths]
     if as_json:
@@ -355,17 +363,21 @@ def _show_jobs(found: dict[str, Any]) -> None:
 
 def status(as_json: common.Json = False) -> None:
     """What the store holds: records, unfinished and failed stages."""
+    from cxrbench.runner.progress import to_json
     from cxrbench.runner.status import read_status
 
     store = Store.default()
     found = read_status(store)
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        sweeps = [{**sweep, "status": to_json(sweep["status"])} for sweep in found["sweeps"]]
+        print(json.dumps({**found, "sweeps": sweeps}, indent=1, ensure_ascii=False))
         return
     print(f"store: {found['store']}")
     for name, counts in sorted(found["records"].items()):
         print(f"  {name}: {counts} records")
     print(f"  {found['artefacts']} artefacts built")
+    for sweep in found["sweeps"]:
+        print(f"  running {sweep['name']}: {progress.line(sweep['status'])}")
     _show_jobs(found)
     for item in found["unfinished"]:
         print(f"  unfinished {item['stage']}: {item['progress']}")

@@ -1,6 +1,7 @@
 """Where stages run: the options of `--engine`, and what a submission says."""
 
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -56,6 +57,9 @@ def settle(
     slots: int | None,
     workers: int | None,
     wandb: str | None,
+    *,
+    per_gpu: int = 1,
+    rank_seconds: float | None = None,
 ) -> Where:
     """The options as an execution; `slots` is None where there is one stage after the other."""
     from cxrbench.core.spec import Execution
@@ -63,7 +67,19 @@ def settle(
 
     if place.engine not in ENGINES:
         raise UsageError(f"--engine {place.engine}: choose {' or '.join(ENGINES)}")
-    update = {"wandb": common.wandb_mode(wandb), "group": spec.name, "engine": place.engine}
+    update: dict[str, Any] = {
+        "wandb": common.wandb_mode(wandb),
+        "group": spec.name,
+        "engine": place.engine,
+    }
+    if rank_seconds is not None:
+        if not 0 < rank_seconds < math.inf:
+            raise UsageError(f"--rank-seconds {rank_seconds:g}: give more than 0 seconds")
+        update["rank_seconds"] = rank_seconds
+    if per_gpu > 1 and place.engine != "local":
+        raise UsageError(
+            f"--per-gpu is for --engine local; a job of {place.engine} has its GPUs alone"
+        )
     if place.ray_address is not None and place.engine != "ray":
         raise UsageError("--ray-address needs --engine ray")
     if place.engine == "ray":
@@ -79,8 +95,9 @@ def settle(
         raise UsageError(f"--{next(iter(given))} needs --engine {instead}")
     slots = 1 if slots is None else slots
     chosen = choose(
-        gpus=gpus, devices=devices, accelerator=accelerator, slots=slots, workers=workers
-    )
+        gpus=gpus, devices=devices, accelerator=accelerator, slots=slots, workers=workers,
+        per_gpu=per_gpu,
+    )  # fmt: skip
     return Where(spec, Execution.parse({**chosen.model_dump(), **update}, where="options"), None)
 
 

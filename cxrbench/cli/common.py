@@ -1,10 +1,10 @@
 """Options and output that several commands share. Messages go to stderr, results to stdout."""
 
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,7 @@ from cxrbench.core.errors import SweepIncompleteError, UsageError
 from cxrbench.core.registry import Registry
 
 if TYPE_CHECKING:
-    from cxrbench.runner.schedule import Outcome, Status
+    from cxrbench.runner.schedule import Outcome
 
 Plugin = Annotated[
     list[Path], typer.Option("--plugin", help="A loose file with a method or data set of your own.")
@@ -37,6 +37,15 @@ Slots = Annotated[
     int,
     typer.Option(
         min=0, help="Stages at the same time. (default: one a GPU, or one for every two CPU cores)"
+    ),
+]
+PerGpu = Annotated[
+    int, typer.Option(min=1, help="Stages that share each GPU and its memory, for small networks.")
+]
+RankSeconds = Annotated[
+    float | None,
+    typer.Option(
+        help="Until a silent process of a training on several is given up. (default: 300)"
     ),
 ]
 Workers = Annotated[int | None, typer.Option(min=0, help="Loader processes of one training.")]
@@ -115,7 +124,8 @@ def end_unfinished(outcome: "Outcome", *, sweep: str = "") -> None:
     Several runs, which `sweep` tells the end of, have one code for any failure.
     """
     if outcome.interrupted:
-        say("stopped; the same command goes on from here")
+        again = shlex.join(["cxrbench", *sys.argv[1:]])
+        say(f"stopped; the same command goes on from here:\n  {again}")
         raise typer.Exit(130 if outcome.interrupted == signal.SIGINT else 75)
     for failure in outcome.failed.values():
         say(f"FAILED {failure['stage']}: {failure['error']}\n  log: {failure['log']}")
@@ -165,64 +175,3 @@ def _bar() -> Callable[[str, int, int], None]:
             tasks.clear()
 
     return report
-
-
-@contextmanager
-def live(quiet: bool = False) -> Iterator[tuple["Callable[[Status], None]", Callable[[str], None]]]:
-    """(show a status, tell a line): bars on a terminal, a line every 30 s elsewhere."""
-    if quiet:
-        yield (lambda status: None), (lambda line: None)
-    elif sys.stderr.isatty():
-        yield from _bars()
-    else:
-        yield _plain(), say
-
-
-def _plain() -> "Callable[[Status], None]":
-    last = time.monotonic()
-
-    def show(status: "Status") -> None:
-        nonlocal last
-        if time.monotonic() - last >= PLAIN_SECONDS:
-            last = time.monotonic()
-            inner = ", ".join(
-                f"{key} {100 * done // of}%" if of else key for key, done, of in status.running
-            )
-            say(f"{status.done}/{status.total} stages done; running: {inner}")
-
-    return show
-
-
-def _bars() -> "Iterator[tuple[Callable[[Status], None], Callable[[str], None]]]":
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        whole = progress.add_task("stages", total=None)
-        tasks: dict[str, Any] = {}
-
-        def show(status: "Status") -> None:
-            progress.update(whole, completed=status.done, total=status.total)
-            names = {key for key, _, _ in status.running}
-            for key in set(tasks) - names:
-                progress.remove_task(tasks.pop(key))
-            for key, done, of in status.running:
-                task = tasks.setdefault(key, None)
-                if task is None:
-                    tasks[key] = task = progress.add_task(key, total=None)
-                progress.update(task, completed=done, total=of or None)
-
-        yield show, lambda line: progress.console.print(line, highlight=False, markup=False)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cxrbench.cli import common
+from cxrbench.cli import common, progress
 from cxrbench.cli.common import say
 from cxrbench.core.errors import UsageError
 from cxrbench.core.store import Store
@@ -37,7 +37,7 @@ def predict(
         raise UsageError(f"--out {out}: name a .csv or a .parquet file")
     store = Store.default()
     stage = find_stage(store, "fit", model)
-    with common.live() as (show, tell):
+    with progress.live() as (show, tell):
         table, remarks, outcome = predict_images(
             stage,
             dataset,

@@ -49,6 +49,12 @@ def code_state() -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=1)
+def machine() -> dict[str, Any]:
+    """What decides how fast this machine computes, as far as it says so without a name."""
+    return {"processor": _processor(), "cores": os.cpu_count()}
+
+
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -78,8 +84,7 @@ def collect_provenance() -> dict[str, Any]:
         "code": code_state(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
+        **machine(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "command": [Path(sys.argv[0]).name, *map(_without_home, sys.argv[1:])],

@@ -89,6 +89,7 @@ class Execution(Frozen):
         ge=0,
         description="stages that run at the same time; 0 is as many as a Ray cluster has room for",
     )
+    per_gpu: int = Field(1, ge=1, description="stages that share a GPU")
     cores: int = Field(0, ge=0, description="CPUs that a chain takes of Ray; 0 is one a process")
     # Where machines are found is no part of what is recorded.
     ray_address: str = Field("", exclude=True, description="of a Ray cluster; none is embedded")

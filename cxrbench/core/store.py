@@ -148,6 +148,17 @@ class Lock:
         self._stream = stream
         return True
 
+    def held(self) -> bool:
+        """Whether any process holds the lock now."""
+        try:
+            with self.path.open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
     def release(self) -> None:
         """Give the lock back."""
         if self._stream:

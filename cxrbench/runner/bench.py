@@ -16,7 +16,8 @@ from cxrbench.runner.bind import Progress
 from cxrbench.runner.devices import auto_precision
 from cxrbench.runner.finish import write_records
 from cxrbench.runner.plan import Plan, make_plan, method_entries
-from cxrbench.runner.schedule import Outcome, Status, run_plan
+from cxrbench.runner.progress import Status
+from cxrbench.runner.schedule import Outcome, run_plan
 
 Mode = Literal["missing", "force", "collect"]
 

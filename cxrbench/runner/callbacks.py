@@ -296,7 +296,16 @@ class Pulse(Callback):
         self._written = 0.0
         self.images = 0
         self.seconds = 0.0
-        self._started = self._epoch_start = time.monotonic()
+        self._first: tuple[int, float] | None = None  # steps done before this try, and its start
+        self._epoch_start = time.monotonic()
+        self._started = self._epoch_start
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int
+    ) -> None:
+        if self._first is None:
+            done = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
+            self._first = done, time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
         # An epoch that is gone on with in its middle has no start of its own.
@@ -319,7 +328,15 @@ class Pulse(Callback):
             self.seconds += now - self._epoch_start
         if trainer.is_global_zero and now - self._written > 0.5:
             self._written = now
-            total = int(trainer.num_training_batches) * int(trainer.max_epochs or 1)
-            done = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
-            seconds = now - self._started
-            self.path.write_text(json.dumps({"done": done, "of": total, "seconds": seconds}))
+            assert self._first is not None
+            first, began = self._first
+            epoch = int(trainer.num_training_batches)
+            pulse = {
+                "done": trainer.current_epoch * epoch + batch_idx + 1,
+                "of": epoch * int(trainer.max_epochs or 1),
+                "first": first,
+                "epoch": epoch,
+                "stepping": now - began,
+                "seconds": now - self._started,
+            }
+            self.path.write_text(json.dumps(pulse))

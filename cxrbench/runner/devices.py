@@ -38,10 +38,11 @@ def choose(
     slots: int = 0,
     threads: int = 0,
     workers: int | None = None,
+    per_gpu: int = 1,
 ) -> Execution:
     """The execution that the options ask for; UsageError when the machine cannot give it.
 
-    `gpus` is GPUs a training, 0 for the CPU; None takes one if there is one.
+    `gpus` is GPUs a training, 0 for the CPU; None takes one if there is one. `per_gpu` stages share each GPU.
     """
     if gpus is not None and (devices is not None or accelerator is not None):
         raise UsageError("--gpus stands alone; or pass --devices N with --accelerator cpu|gpu")
@@ -53,6 +54,8 @@ def choose(
     )
     count = gpus or devices or 1
     cores = os.cpu_count() or 1
+    if per_gpu > 1:
+        _check_sharing(per_gpu, count, wants_gpu=wants_gpu)
     if not wants_gpu:
         # A second thread makes the small networks that a CPU can train little faster; a second training does.
         slots = slots or max(1, (cores if cores <= 2 else cores // 2) // count)
@@ -70,18 +73,32 @@ def choose(
             f"{count} GPUs are asked for, but this machine has {have} that torch can use; pass {instead}"
             f" or --devices {count} --accelerator cpu ({count} CPU processes)"
         )
-    if slots * count > found:
+    if slots * count > found * per_gpu:
+        each = f"{count} GPU{'s' if count > 1 else ''} each"
+        shared = f" with {per_gpu} stages on each" if per_gpu > 1 else ""
         raise UsageError(
-            f"--slots {slots} of {count} GPUs each need more than the {found} GPUs here"
+            f"--slots {slots} of {each} need more than the {found} GPU{'s' if found > 1 else ''} here{shared}"
         )
-    default = min(8, max(1, cores // max(1, found)))
+    default = min(8, max(1, cores // (found * per_gpu)))
     return Execution(
         accelerator="gpu",
         devices=count,
-        slots=slots or max(1, found // count),
+        slots=slots or max(1, found // count * per_gpu),
+        per_gpu=per_gpu,
         threads=threads,
         workers=default if workers is None else workers,
     )
+
+
+def _check_sharing(per_gpu: int, count: int, *, wants_gpu: bool) -> None:
+    if not wants_gpu:
+        raise UsageError(
+            f"--per-gpu {per_gpu}: stages run on the CPU here; --slots says how many at the same time"
+        )
+    if count > 1:
+        raise UsageError(
+            f"--per-gpu {per_gpu}: a training on {count} GPUs has them for itself; pass --gpus 1"
+        )
 
 
 def gpus_of_jobs(

@@ -15,7 +15,9 @@ from cxrbench.core.store import Store
 from cxrbench.runner.chains import chain_from, write_job
 from cxrbench.runner.engines.base import Worker, attached
 from cxrbench.runner.graph import Graph
+from cxrbench.runner.notice import Notice
 from cxrbench.runner.plan import Plan
+from cxrbench.runner.progress import Progress, Seen, Status
 from cxrbench.runner.worker import failure_path
 
 TICK = 0.2  # seconds between looks at the workers
@@ -29,16 +31,6 @@ class Outcome:
     failed: dict[str, dict[str, Any]] = field(default_factory=dict)  # digest -> failure
     blocked: list[str] = field(default_factory=list)
     interrupted: int = 0  # the signal that stopped the sweep
-
-
-@dataclass
-class Status:
-    """A moment of a sweep, for whoever shows it."""
-
-    total: int
-    done: int
-    failed: int
-    running: list[tuple[str, int, int]]  # stage key, steps done, steps in all
 
 
 @contextmanager
@@ -72,18 +64,27 @@ def run_plan(
     """
     sweep = _Sweep(plan, store, registry, execution, tell, built)
     try:
-        with _signals() as caught:
+        with _signals() as caught, Notice(store, plan.name, tell) as notice:
+
+            def look() -> None:
+                status = sweep.status()
+                show(status)
+                notice.show(status)
+
+            look()  # the first workers take seconds to start
             while sweep.step() and not caught:
-                show(sweep.status())
+                if sweep.progress.due():
+                    look()
                 time.sleep(TICK)
             if caught:
                 sweep.outcome.interrupted = caught[0]
                 tell("stopping: the workers save their state; once more to stop at once")
+                look()
                 sweep.engine.stop(list(sweep.running.values()), at_once=lambda: len(caught) > 1)
-        sweep.collect()
+            sweep.collect()
+            look()
     finally:
         sweep.engine.close()
-    show(sweep.status())
     return sweep.outcome
 
 
@@ -100,7 +101,7 @@ class _Sweep:
         self.plan, self.store, self.registry, self.execution = plan, store, registry, execution
         self.tell, self.built = tell, built
         self.pending: Graph = plan.missing(store)
-        self.total = len(self.pending)
+        self.progress = Progress(dict(self.pending), store, execution)
         self.engine = attached(execution)
         self.running: dict[str, Worker] = {}  # by the digest that heads the chain
         self.chains: dict[str, list[Stage]] = {}
@@ -108,20 +109,12 @@ class _Sweep:
 
     def status(self) -> Status:
         """Where the sweep stands."""
-        running = []
-        for chain in self.chains.values():
-            here = next((s for s in chain if not self.store.has(s.key)), chain[-1])
-            running.append((here.key, *self._pulse(here)))
-        built = sum(self.store.has(s.key) for c in self.chains.values() for s in c)
-        return Status(self.total, len(self.outcome.done) + built, len(self.outcome.failed), running)
-
-    def _pulse(self, stage: Stage) -> tuple[int, int]:
-        path = self.store.root / "partial" / stage.key / "progress.json"
-        try:
-            value = json.loads(path.read_text())
-            return int(value["done"]), int(value["of"])
-        except (OSError, ValueError, KeyError):
-            return 0, 0
+        end = self.outcome
+        seen = Seen(
+            self.pending, list(self.chains.values()), end.done, end.failed, end.blocked,
+            stopping=bool(end.interrupted),
+        )  # fmt: skip
+        return self.progress.look(seen)
 
     def step(self) -> bool:
         """Collect what ended, start what is ready; False when nothing is left to wait for."""
@@ -131,7 +124,7 @@ class _Sweep:
                 continue
             if self._ready(stage, set()):
                 self._start(stage)
-        return bool(self.running)
+        return bool(self.running) or (bool(self.pending) and not self.engine.has_room())
 
     def _ready(self, stage: Stage, soon: set[str]) -> bool:
         return all(p.digest in soon or self.store.has(p.key) for p in stage.parents())
@@ -157,6 +150,7 @@ class _Sweep:
             for place, stage in enumerate(chain):
                 if self.store.has(stage.key):
                     self.outcome.done.append(stage.digest)
+                    self.progress.durations.add(stage.key)
                     self.tell(f"done   {stage.key}")
                     self.built(stage.digest)
                 else:

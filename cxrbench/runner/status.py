@@ -6,6 +6,7 @@ from typing import Any
 
 from cxrbench.core.errors import DataError
 from cxrbench.core.store import Store, read_json
+from cxrbench.runner.notice import running_sweeps
 
 
 def read_status(store: Store) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def read_status(store: Store) -> dict[str, Any]:
         "records": dict(records),
         "artefacts": len(artefacts),
         "unfinished": unfinished,
+        "sweeps": running_sweeps(store),
         "failed": _failures(store),
         "stale": _stale(store),
     }

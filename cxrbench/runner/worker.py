@@ -280,6 +280,9 @@ def _threads(execution: Execution) -> None:
 def run_apart(job: Path, log: Path, environment: dict[str, str]) -> None:
     """Do a job in a process that was made for it, in a session of its own, printing to its log."""
     os.setsid()
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # the process that forked it ignores it
     with log.open("ab") as stream:
         for number in (1, 2):
             os.dup2(stream.fileno(), number)

@@ -1,4 +1,4 @@
-"""The local engine: workers as processes of this machine, a slot per GPU group or per CPU share.
+"""The local engine: workers as processes of this machine, a slot per GPU, group of GPUs, share of one, or share of the CPU.
 
 Importing torch and Lightning takes seconds, more than many a stage. On Linux a server process imports them once
 and every worker is forked from it; it runs nothing itself, so neither threads nor a GPU are inherited.
@@ -6,10 +6,13 @@ and every worker is forked from it; it runs nothing itself, so neither threads n
 
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -22,6 +25,7 @@ from cxrbench.runner.worker import run_apart
 
 PRELOADED = ["cxrbench.runner.execute", "cxrbench.runner.score"]
 TRIES = 3
+QUICKLY = 0.1  # seconds in which a server that has its imports answers
 GRACE = 90.0  # seconds that a worker has to save its state before it is killed
 
 
@@ -54,15 +58,21 @@ class LocalEngine:
     def __init__(self, execution: Execution) -> None:
         self.execution = execution
         self.free = list(range(execution.slots))
+        self.on_gpu = Counter[int]()  # workers, by the place of their GPU
         self.processes = _processes()
+        _serve(self.processes)
+        # In a thread, so that the sweep can be seen and stopped while the server imports.
+        self._warming = threading.Thread(target=_warm_up, args=(self.processes,), daemon=True)
+        self._warming.start()
+        self._warming.join(QUICKLY)
 
     def has_room(self) -> bool:
-        """Whether a slot is free."""
-        return bool(self.free)
+        """Whether a slot is free, and the server that forks workers has its imports."""
+        return bool(self.free) and not self._warming.is_alive()
 
     def start(self, job: Path, log: Path) -> Running:
         """Run a job; what it prints is added to its log."""
-        slot = self.free.pop(0)
+        slot = self._take()
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
         if self.execution.accelerator == "gpu":
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus(slot))
@@ -73,6 +83,7 @@ class LocalEngine:
     ) -> multiprocessing.process.BaseProcess:
         """A worker's process. The server that forks it may be killed under it; then there is a new one."""
         for _ in range(TRIES):
+            _serve(self.processes)
             process = self.processes.Process(target=run_apart, args=(job, log, environment))
             try:
                 process.start()
@@ -88,6 +99,7 @@ class LocalEngine:
     def finished(self, running: Running) -> None:
         """Give a slot back."""
         self.free.append(running.slot)
+        self.on_gpu[self._place(running.slot)] -= 1
 
     def stop(self, workers: list[Running], *, at_once: Callable[[], bool]) -> None:
         """Ask workers to save and end; kill what has not after the grace time, or when `at_once`."""
@@ -110,11 +122,22 @@ class LocalEngine:
     def close(self) -> None:
         """Nothing is left: every worker has ended, and the server of workers goes with this process."""
 
+    def _take(self) -> int:
+        """A free slot, of those that share GPUs one whose GPU has the fewest workers."""
+        slot = min(self.free, key=lambda free: self.on_gpu[self._place(free)])
+        self.free.remove(slot)
+        self.on_gpu[self._place(slot)] += 1
+        return slot
+
+    def _place(self, slot: int) -> int:
+        """The place of a slot's GPU, or of its group of GPUs, among those of the sweep."""
+        return slot // self.execution.per_gpu
+
     def _gpus(self, slot: int) -> list[str]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(i) for i in range(64)]
-        count = self.execution.devices
-        return names[slot * count : (slot + 1) * count]
+        count, place = self.execution.devices, self._place(slot)
+        return names[place * count : (place + 1) * count]
 
 
 def _processes() -> ForkServerContext | SpawnContext:
@@ -125,3 +148,23 @@ def _processes() -> ForkServerContext | SpawnContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
+
+
+def _serve(processes: ForkServerContext | SpawnContext) -> None:
+    """See that the server runs, deaf to Ctrl-C: a terminal sends that to the server, too, which would die of it."""
+    if not isinstance(processes, ForkServerContext):
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a new process begins with
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _warm_up(processes: ForkServerContext | SpawnContext) -> None:
+    """Wait until the server has its imports: until it has forked a process that does nothing."""
+    if isinstance(processes, ForkServerContext):
+        nothing = processes.Process(target=time.sleep, args=(0,))
+        with contextlib.suppress(EOFError, ConnectionError):  # killed; `start` sees to it
+            nothing.start()
+            nothing.join()
