@@ -72,6 +72,7 @@ def run(
             "--skip-unreadable", help="Leave unreadable images out; the record says which."
         ),
     ] = False,
+    halve_on_oom: common.HalveOnOom = False,
     wandb: common.Wandb = None,
     engine: common.Engine = "local",
     partition: common.Partition = None,
@@ -123,7 +124,9 @@ def run(
         where="options",
     )
     place = cluster.Place(engine, partition, account, time, mem, cpus)
-    where = cluster.settle(place, spec, gpus, devices, accelerator, None, workers, wandb)
+    where = cluster.settle(
+        place, spec, gpus, devices, accelerator, None, workers, wandb, halve_on_oom=halve_on_oom
+    )
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 
@@ -163,6 +166,7 @@ def bench(
     accelerator: common.Accelerator = None,
     slots: common.Slots = 0,
     workers: common.Workers = None,
+    halve_on_oom: common.HalveOnOom = False,
     wandb: common.Wandb = None,
     engine: common.Engine = "local",
     partition: common.Partition = None,
@@ -179,7 +183,9 @@ def bench(
     registry = common.registry_of(plugin)
     spec = _spec(spec_file, registry, only, data)
     place = cluster.Place(engine, partition, account, time, mem, cpus)
-    where = cluster.settle(place, spec, gpus, devices, accelerator, slots, workers, wandb)
+    where = cluster.settle(
+        place, spec, gpus, devices, accelerator, slots, workers, wandb, halve_on_oom=halve_on_oom
+    )
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 

@@ -54,6 +54,8 @@ def settle(
     slots: int | None,
     workers: int | None,
     wandb: str | None,
+    *,
+    halve_on_oom: bool = False,
 ) -> Where:
     """The options as an execution; `slots` is None where there is one stage after the other."""
     from cxrbench.core.spec import Execution
@@ -61,7 +63,12 @@ def settle(
 
     if place.engine not in ENGINES:
         raise UsageError(f"--engine {place.engine}: choose {' or '.join(ENGINES)}")
-    update = {"wandb": common.wandb_mode(wandb), "group": spec.name, "engine": place.engine}
+    update = {
+        "wandb": common.wandb_mode(wandb),
+        "group": spec.name,
+        "engine": place.engine,
+        "halve_on_oom": halve_on_oom,
+    }
     if place.engine == "slurm":
         if slots:
             raise UsageError("--slots is for --engine local; a cluster's queue has its own limits")

@@ -94,13 +94,15 @@ class FiniteLoss(Callback):
 class History(Callback):
     """The metrics of every epoch: the mean of what the steps return, and what validation logs.
 
-    It travels in the training state, the sums of a broken epoch too, so a resumed log has no gap.
+    It travels in the training state, the sums of a broken epoch too, so a resumed log has no gap. A
+    batch in `parts` counts as much as a whole one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parts: int = 1) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.share = 1 / parts
         self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._steps = 0.0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int
@@ -108,17 +110,19 @@ class History(Callback):
         terms = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
         for name, value in terms.items():
             if isinstance(value, Tensor) and value.numel() == 1:
-                term = value.detach().double()
+                term = value.detach().double() * self.share
+                if name == "loss":  # which Lightning has divided by the batches of a step
+                    term = term * trainer.accumulate_grad_batches
                 before = self._sums.get(name)
                 self._sums[name] = term if before is None else before.to(term.device) + term
-        self._steps += 1
+        self._steps += self.share
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
         means = {
             f"train_{name}": float(trainer.strategy.reduce(value / self._steps, reduce_op="mean"))
             for name, value in self._sums.items()
         }
-        self._sums, self._steps = {}, 0
+        self._sums, self._steps = {}, 0.0
         if trainer.logger:
             trainer.logger.log_metrics(means, step=trainer.global_step)
         metrics = {**means, **{k: float(v) for k, v in trainer.callback_metrics.items()}}

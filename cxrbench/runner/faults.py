@@ -78,10 +78,11 @@ def _memory(error: Exception, stage: Stage, execution: Execution) -> str:
         f"{execution.accelerator}"
     )
     if batch % 2 == 0 and batch // 2 >= execution.devices:
+        automatic = "" if execution.halve_on_oom else ", or --halve-on-oom"
         return (
             f"{said}; the same {batch * steps} images a step with less memory: --set "
             f"recipe.batch_size={batch // 2} --set recipe.accumulate={2 * steps} (a run of its own: batch "
-            f"norm sees {batch // 2} images at once)"
+            f"norm sees {batch // 2} images at once){automatic}"
         )
     return (
         f"{said}; pass a smaller --set recipe.size, or --slots 1 where other stages run beside it"

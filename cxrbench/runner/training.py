@@ -37,6 +37,7 @@ from cxrbench.runner.callbacks import (
 )
 from cxrbench.runner.checkpoint import AtomicCheckpointIO, newest_state
 from cxrbench.runner.determinism import noted_operations, promise
+from cxrbench.runner.halving import Parts, note_batch, read_halvings
 from cxrbench.runner.tracking import end_training, training_logger
 
 # Weights and two moments of each are a state of Adam. On disk lie two states and the one that is being
@@ -65,9 +66,15 @@ def load_module(stage: Stage, weights: Path) -> Method:
 
 
 def make_trainer(
-    recipe: Recipe, execution: Execution, callbacks: list[L.Callback], root: Path, logger: Any
+    recipe: Recipe,
+    execution: Execution,
+    callbacks: list[L.Callback],
+    root: Path,
+    logger: Any,
+    *,
+    parts: int = 1,
 ) -> L.Trainer:
-    """The Trainer of a fit stage; ConfigError for what this device cannot do."""
+    """The Trainer of a fit stage, whose batches come in `parts`; ConfigError for what this device cannot do."""
     synchronised = recipe.sync_batchnorm and execution.devices > 1
     if synchronised and execution.accelerator == "cpu":
         raise ConfigError(
@@ -86,7 +93,7 @@ def make_trainer(
         strategy=strategy,
         precision=recipe.precision,  # type: ignore[arg-type]
         max_epochs=recipe.epochs,
-        accumulate_grad_batches=recipe.accumulate,
+        accumulate_grad_batches=recipe.accumulate * parts,
         gradient_clip_val=recipe.gradient_clip,
         # Some backward passes have no deterministic form on a GPU; there Lightning warns.
         deterministic=True if execution.accelerator == "cpu" else "warn",
@@ -129,20 +136,29 @@ def train(
     recipe = module.params.recipe
     states = work / "states"
     states.mkdir(parents=True, exist_ok=True)
-    best, finite, history = KeepBest(states, module.monitor), FiniteLoss(), History()
+    halvings = read_halvings(work)
+    data.most = halvings[-1]["images"] if halvings else None
+    parts = data.parts(execution.devices)
+    best, finite, history = KeepBest(states, module.monitor), FiniteLoss(), History(parts)
     pulse = Pulse(work / "progress.json")
     save = SaveState(
-        states, best, finite, steps=execution.checkpoint_steps, seconds=execution.checkpoint_seconds
+        states,
+        best,
+        finite,
+        steps=execution.checkpoint_steps * parts,
+        seconds=execution.checkpoint_seconds,
     )
     averaged = [AveragedWeights(decay=recipe.ema_decay)] if recipe.ema_decay else []
-    callbacks = [StepSeeds(stage.seed), finite, best, *averaged, history, pulse, save]
+    callbacks = [StepSeeds(stage.seed), finite, best, *averaged, history, pulse, save, Parts(parts)]
     _hush()
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     require_room(states, WEIGHTS_ON_DISK * weights, f"the states of {stage.key}")
     logger = training_logger(stage, execution, logs)
-    trainer = make_trainer(recipe, execution, callbacks, work, logger)
+    trainer = make_trainer(recipe, execution, callbacks, work, logger, parts=parts)
     resume = newest_state(states)
     if trainer.is_global_zero:
+        divides = module.divisible and module.automatic_optimization
+        note_batch(work, data.share(execution.devices) if divides else 0)
         print(f"{stage.key}: " + (f"resuming from {resume.name}" if resume else "from the start"))
     if recipe.compile:
         module.compile()
@@ -167,6 +183,7 @@ def train(
                 torch.cuda.max_memory_allocated() if execution.accelerator == "gpu" else None
             ),
             "determinism": promise(execution.accelerator, operations),
+            "halvings": halvings,
             "data": data.facts(),
         }
         _leave(work, best.write(), history.rows, facts)
