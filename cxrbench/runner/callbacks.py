@@ -91,6 +91,39 @@ class FiniteLoss(Callback):
         )
 
 
+class SkippedSteps(Callback):
+    """Stops a training in 16-mixed whose loss scaler skips one step after the other: it learns nothing.
+
+    Steps are skipped where gradients are infinite or NaN, which is rare and harmless unless it is always so.
+    """
+
+    def __init__(self, most: int = 50) -> None:
+        self.most = most
+        self.skipped = 0  # in a row
+        self._step, self._scale = 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._step, self._scale = trainer.global_step, scaler.get_scale() if scaler else 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is None or trainer.global_step == self._step:
+            return
+        # The scaler waits for the GPU in each step, so reading its scale costs nothing more.
+        scale = scaler.get_scale()
+        self.skipped = self.skipped + 1 if scale < self._scale or not scale else 0
+        self._step, self._scale = trainer.global_step, scale
+        if self.skipped > self.most:
+            raise NonFiniteLossError(
+                f"16-mixed skipped the last {self.skipped} steps, to step {trainer.global_step}: their "
+                f"gradients were not finite at a loss scale of {scale:.3g}, so nothing is learned; use --precision "
+                f"bf16-mixed or 32-true, or lower recipe.learning_rate"
+            )
+
+
 class History(Callback):
     """The metrics of every epoch: the mean of what the steps return, and what validation logs.
 

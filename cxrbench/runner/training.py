@@ -33,6 +33,7 @@ from cxrbench.runner.callbacks import (
     KeepBest,
     Pulse,
     SaveState,
+    SkippedSteps,
     StepSeeds,
 )
 from cxrbench.runner.checkpoint import AtomicCheckpointIO, newest_state
@@ -149,7 +150,9 @@ def train(
         seconds=execution.checkpoint_seconds,
     )
     averaged = [AveragedWeights(decay=recipe.ema_decay)] if recipe.ema_decay else []
-    callbacks = [StepSeeds(stage.seed), finite, best, *averaged, history, pulse, save, Parts(parts)]
+    callbacks = [
+        StepSeeds(stage.seed), finite, SkippedSteps(), best, *averaged, history, pulse, save, Parts(parts)
+    ]  # fmt: skip
     _hush()
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     require_room(states, WEIGHTS_ON_DISK * weights, f"the states of {stage.key}")

@@ -27,7 +27,7 @@ from cxrbench.core.registry import Registry, load_target
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
 from cxrbench.core.store import HOME_VARIABLE, Store, read_json, write_json
-from cxrbench.runner.faults import LostRankError, MemoryFullError, explain
+from cxrbench.runner.faults import KINDS, LostRankError, MemoryFullError, explain
 from cxrbench.runner.graph import Graph, from_json, to_json
 from cxrbench.runner.tracking import log_summary
 
@@ -221,7 +221,7 @@ def _first_failure(work: Path, execution: Execution) -> CxrbenchError:
     own = next((value for value in values if not value["lost"]), None)
     if own:
         rank = f"rank {own['rank']}: " if execution.devices > 1 else ""
-        kind = MemoryFullError if own.get("memory") else CxrbenchError
+        kind = KINDS.get(own["type"], CxrbenchError)
         error = kind(f"{rank}{own['error']}")
         error.exit_code = int(own["exit_code"])
         return error
@@ -260,13 +260,13 @@ def run_rank(job: Job, digest: str) -> int:
         known = explain(raised, stage, job.execution, job.store.root)
         rank = os.environ.get("RANK", "0")
         code = known.exit_code if isinstance(known, CxrbenchError) else 1
-        lost, memory = isinstance(known, LostRankError), isinstance(known, MemoryFullError)
+        lost = isinstance(known, LostRankError)
         value = {
             "rank": rank,
             "error": _message(known),
             "exit_code": code,
             "lost": lost,
-            "memory": memory,
+            "type": type(known).__name__,
         }
         write_json(work / f"rank-{rank}.failure.json", value)
         return code

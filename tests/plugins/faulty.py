@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -86,6 +87,21 @@ class Undivided(Faulty):
     version = 1
     divisible = False
     presets = {"quick": {}}
+
+
+class NeedsGpu(Faulty):
+    """Fails as if the GPU did, on those that the environment calls broken, and notes where it was begun."""
+
+    name = "needs-gpu"
+    version = 1
+    presets = {"quick": {}}
+
+    def on_train_start(self):
+        here = os.environ["CUDA_VISIBLE_DEVICES"]
+        with Path(os.environ["CXRBENCH_TEST_TRIES"]).open("a") as log:
+            log.write(f"{here}\n")
+        if here in os.environ["CXRBENCH_TEST_BROKEN"].split(","):
+            raise RuntimeError("CUDA error: unspecified launch failure\nCompile with ...")
 
 
 class NoParams(Frozen):

@@ -49,6 +49,7 @@ class LocalEngine:
     def __init__(self, execution: Execution) -> None:
         self.execution = execution
         self.free = list(range(execution.slots))
+        self.broken: set[str] = set()  # GPUs that failed in this sweep
         self.processes = _processes()
 
     def has_room(self) -> bool:
@@ -81,8 +82,24 @@ class LocalEngine:
         )
 
     def finished(self, running: Running) -> None:
-        """Give a slot back."""
-        self.free.append(running.slot)
+        """Give a slot back, unless its GPU failed."""
+        if not self._is_broken(running.slot):
+            self.free.append(running.slot)
+
+    def set_aside(self, running: Running) -> bool:
+        """Use the GPUs of a worker no more; False, and nothing changes, where there is no other."""
+        if self.execution.accelerator != "gpu":
+            return False
+        names = set(self._gpus(running.slot))
+        others = [s for s in range(self.execution.slots) if not names & set(self._gpus(s))]
+        if all(self._is_broken(slot) for slot in others):
+            return False
+        self.broken |= names
+        self.free = [slot for slot in self.free if not self._is_broken(slot)]
+        return True
+
+    def _is_broken(self, slot: int) -> bool:
+        return bool(self.broken) and not self.broken.isdisjoint(self._gpus(slot))
 
     def stop(self, workers: list[Running], *, at_once: Callable[[], bool]) -> None:
         """Ask workers to save and end; kill what has not after the grace time, or when `at_once`."""
