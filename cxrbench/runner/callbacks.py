@@ -131,11 +131,16 @@ class History(Callback):
     batch in `parts` counts as much as a whole one.
     """
 
-    def __init__(self, parts: int = 1) -> None:
+    def __init__(self, parts: int = 1, attempt: int = 1) -> None:
+        self.attempt = attempt
         self.rows: list[dict[str, Any]] = []
         self.share = 1 / parts
         self._sums: dict[str, Tensor] = {}
         self._steps = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
+        if trainer.logger:
+            trainer.logger.log_metrics({"attempt": self.attempt}, step=trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int

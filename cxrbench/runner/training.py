@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import logging
 import os
 import shutil
@@ -132,6 +133,7 @@ def train(
     if (work / TRAINED / "facts.json").is_file():
         return
     started = time.monotonic()
+    attempt = _count_attempt(work)
     module = build_module(stage, inputs)
     module.steps_per_epoch = data.steps_per_epoch()
     recipe = module.params.recipe
@@ -140,7 +142,7 @@ def train(
     halvings = read_halvings(work)
     data.most = halvings[-1]["images"] if halvings else None
     parts = data.parts(execution.devices)
-    best, finite, history = KeepBest(states, module.monitor), FiniteLoss(), History(parts)
+    best, finite, history = KeepBest(states, module.monitor), FiniteLoss(), History(parts, attempt)
     pulse = Pulse(work / "progress.json")
     save = SaveState(
         states,
@@ -156,7 +158,7 @@ def train(
     _hush()
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     require_room(states, WEIGHTS_ON_DISK * weights, f"the states of {stage.key}")
-    logger = training_logger(stage, execution, logs)
+    logger = training_logger(stage, execution, logs, attempt=attempt)
     trainer = make_trainer(recipe, execution, callbacks, work, logger, parts=parts)
     resume = newest_state(states)
     if trainer.is_global_zero:
@@ -177,6 +179,7 @@ def train(
             "steps": trainer.global_step,
             "seconds": time.monotonic() - started,
             "resumed": resume is not None,
+            "attempts": attempt,
             "images_per_second": pulse.images / pulse.seconds if pulse.seconds else None,
             "parameters": sum(p.numel() for p in module.parameters()),
             "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
@@ -191,6 +194,18 @@ def train(
         }
         _leave(work, best.write(), history.rows, facts)
         end_training(logger, facts)
+
+
+def _count_attempt(work: Path) -> int:
+    """How often this training was begun, this time included; the first rank counts."""
+    note = work / "attempts.json"
+    try:
+        before = int(json.loads(note.read_text())["attempts"])
+    except (OSError, ValueError, TypeError, KeyError):
+        before = 0
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_json(note, {"attempts": before + 1})
+    return before + 1
 
 
 def _leave(work: Path, weights: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:

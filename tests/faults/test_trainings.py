@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from cxrbench.core.errors import CannotWriteError, CxrbenchError
 from cxrbench.core.record import read_records
 from cxrbench.core.store import Store, require_room
 from cxrbench.data import module as loaders
-from cxrbench.runner import training, worker
+from cxrbench.runner import callbacks, training, worker
 from cxrbench.runner.checkpoint import AtomicCheckpointIO, newest_state
 from cxrbench.runner.finish import write_records
 
@@ -159,6 +160,31 @@ def test_a_foreign_state_of_slurm_is_not_begun_with(
     assert worker.main([str(write_job(plan, registry, store))]) == 0
     facts = store.meta(stage_of(plan, "fit").key)["facts"]
     assert facts["resumed"] is False and facts["epochs"] == 2
+
+
+def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the middle of a step that never ends; two signals within a moment are one."""
+    monkeypatch.setattr(callbacks, "TWICE", 0.4)
+
+    def hang() -> None:
+        save = callbacks.SaveState(tmp_path, None, None, steps=0, seconds=0)  # type: ignore[arg-type]
+        save.on_train_start(None, None)  # type: ignore[arg-type]
+        (tmp_path / "begun").touch()
+        while True:
+            time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=hang)
+    process.start()
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    for _ in range(2):
+        process.terminate()
+    process.join(0.2)
+    assert process.is_alive()
+    time.sleep(0.5)
+    process.terminate()
+    process.join(1)
+    assert process.exitcode == -signal.SIGTERM
 
 
 @pytest.fixture
