@@ -25,6 +25,7 @@ from cxrbench.core.errors import CannotWriteError, DataError
 from cxrbench.core.store import why_not, write_json
 
 POINTER = "state.json"
+PARTS_OF_A_STATE = {"state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers"}
 STATE = re.compile(r"state-\d+-\d+\.ckpt")
 
 
@@ -77,6 +78,11 @@ class AtomicCheckpointIO(CheckpointIO):
                 f"{path}: not a training state of cxrbench ({type(error).__name__}), nothing of it was "
                 f"run; delete {Path(path).parent} to train from the start"
             ) from None
+        if not isinstance(loaded, dict) or not set(loaded) >= PARTS_OF_A_STATE:
+            raise DataError(
+                f"{path}: not a training state of cxrbench, which has {', '.join(sorted(PARTS_OF_A_STATE))}; "
+                f"delete {Path(path).parent} to train from the start"
+            )
         return loaded
 
     def remove_checkpoint(self, path: str | Path) -> None:

@@ -119,7 +119,7 @@ class _Sweep:
         try:
             value = json.loads(path.read_text())
             return int(value["done"]), int(value["of"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return 0, 0
 
     def step(self) -> bool:

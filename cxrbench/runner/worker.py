@@ -115,7 +115,7 @@ def _spent_before(work: Path) -> float:
     for path in (note, pulse):
         try:
             spent += float(json.loads(path.read_text())["seconds"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue
     if pulse.is_file():
         write_json(note, {"seconds": spent})
