@@ -678,6 +678,7 @@ def stage(**facts: Any) -> dict[str, Any]:
         ({"data_facts": {"phantom": True}}, "phantom"),
         ({"data_facts": {"complete": False}}, "partial data"),
         ({"stages": [stage(weights={"source": "mine.pth"})]}, "pretraining unknown"),
+        ({"stages": [stage(halvings=[{"images": 4}])]}, "halved"),
         ({"warnings": ["OVERLAP: a and b share images"]}, "overlap"),
         ({"macro": {"auc_interval": [0.49, 0.9]}}, "at the floor"),
     ],

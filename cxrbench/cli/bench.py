@@ -72,6 +72,7 @@ def run(
             "--skip-unreadable", help="Leave unreadable images out; the record says which."
         ),
     ] = False,
+    halve_on_oom: common.HalveOnOom = False,
     wandb: common.Wandb = None,
     engine: common.Engine = "local",
     partition: common.Partition = None,
@@ -126,7 +127,7 @@ def run(
     )
     place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
     where = cluster.settle(place, spec, gpus, devices, accelerator, None, workers, wandb,
-                           rank_seconds=rank_seconds)  # fmt: skip
+                           rank_seconds=rank_seconds, halve_on_oom=halve_on_oom)  # fmt: skip
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 
@@ -167,6 +168,7 @@ def bench(
     slots: common.Slots = 0,
     per_gpu: common.PerGpu = 1,
     workers: common.Workers = None,
+    halve_on_oom: common.HalveOnOom = False,
     wandb: common.Wandb = None,
     engine: common.Engine = "local",
     partition: common.Partition = None,
@@ -185,8 +187,8 @@ def bench(
     registry = common.registry_of(plugin)
     spec = _spec(spec_file, registry, only, data)
     place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
-    where = cluster.settle(place, spec, gpus, devices, accelerator, slots, workers, wandb,
-                           per_gpu=per_gpu, rank_seconds=rank_seconds)  # fmt: skip
+    where = cluster.settle(place, spec, gpus, devices, accelerator, slots, workers, wandb, per_gpu=per_gpu,
+                           rank_seconds=rank_seconds, halve_on_oom=halve_on_oom)  # fmt: skip
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 

@@ -60,6 +60,7 @@ def settle(
     *,
     per_gpu: int = 1,
     rank_seconds: float | None = None,
+    halve_on_oom: bool = False,
 ) -> Where:
     """The options as an execution; `slots` is None where there is one stage after the other."""
     from cxrbench.core.spec import Execution
@@ -71,6 +72,7 @@ def settle(
         "wandb": common.wandb_mode(wandb),
         "group": spec.name,
         "engine": place.engine,
+        "halve_on_oom": halve_on_oom,
     }
     if rank_seconds is not None:
         if not 0 < rank_seconds < math.inf:

@@ -49,6 +49,13 @@ RankSeconds = Annotated[
     ),
 ]
 Workers = Annotated[int | None, typer.Option(min=0, help="Loader processes of one training.")]
+HalveOnOom = Annotated[
+    bool,
+    typer.Option(
+        "--halve-on-oom",
+        help="Out of memory: go on with half the images at once; the images of a step stay.",
+    ),
+]
 Wandb = Annotated[
     str | None, typer.Option(help="online, offline or off. (default: online if logged in)")
 ]

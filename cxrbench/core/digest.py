@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cxrbench.core.patience import patient
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -33,6 +35,7 @@ def digest_lines(lines: Iterable[str]) -> str:
     return sha.hexdigest()
 
 
+@patient
 def digest_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as stream:

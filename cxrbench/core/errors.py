@@ -37,6 +37,12 @@ class CannotWriteError(CxrbenchError):
     exit_code = 73
 
 
+class ReadFailedError(CxrbenchError):
+    """A disk, often a network's, gave a file not even when it was asked again."""
+
+    exit_code = 74
+
+
 class InterruptedRunError(CxrbenchError):
     """A training that was asked to stop and saved its state; the same command goes on."""
 

@@ -33,6 +33,23 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
+    text = str(loader.construct_scalar(node))
+    if not text.isascii():
+        try:
+            text.encode()
+        except (
+            UnicodeEncodeError
+        ):  # an escape like \\ud800: half a character, which no file can hold
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{text!a} is no Unicode text", node.start_mark
+            ) from None
+    return text
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _text)
+
+
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from cxrbench.core.errors import DataError, MissingInputError
 from cxrbench.core.nearest import nearest
+from cxrbench.core.patience import patient
 
 # Packed text can unfold to a thousand times its size.
 MOST_BYTES = 2**29
@@ -112,6 +113,7 @@ def read_text(path: Path) -> str:
         ) from None
 
 
+@patient
 def _read_bounded(path: Path) -> bytes:
     try:
         info = path.stat()

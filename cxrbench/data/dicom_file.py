@@ -21,6 +21,7 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 
 from cxrbench.core.errors import DataError
+from cxrbench.core.patience import patient
 from cxrbench.data.cells import has_control
 from cxrbench.data.dicom_pixels import IMAGE, RULES, MissingDecoderError, to_grey
 from cxrbench.data.pixels import MAX_PIXELS, Grey, UnreadableImageError
@@ -141,6 +142,7 @@ def _refused(item: os.DirEntry[str], top: Path) -> str:
     return ""
 
 
+@patient
 def read_header(path: Path) -> Header | None:
     """What a file says of itself; None when it is no DICOM file, whatever its name.
 
@@ -211,6 +213,7 @@ def _number(ds: Dataset, keyword: str, default: int) -> int:
     return int(text) if text else default
 
 
+@patient
 def decode_dicom(path: Path) -> Grey:
     """The film in a DICOM file as grey uint8 [H, W], by the rules of `to_grey`.
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from cxrbench.core.patience import patient
 from cxrbench.data.pixels import (
     MAX_PIXELS,
     MIN_SIDE,
@@ -31,6 +32,7 @@ _BROKEN = (SyntaxError, ValueError, EOFError, TypeError, LookupError, OverflowEr
 _JSRT_GREYS = np.rint((1 - np.arange(JSRT_LEVELS) / JSRT_LEVELS) * 255).astype(np.uint8)
 
 
+@patient
 def read_jsrt(path: Path) -> Grey:
     """A raw film of JSRT as grey uint8 [2048, 2048], bones bright.
 
@@ -127,6 +129,7 @@ def _read_mask(path: Path) -> Mask:
     return grey >= 128
 
 
+@patient
 def _decode_gif(path: Path) -> Grey:
     """A GIF as grey uint8 [H, W], under the same limits as PNG and JPEG; only masks come as GIF."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False

@@ -6,6 +6,7 @@ Shapes: B batch, S side of a view, K labels. A batch is a dict of `image` uint8 
 masks, for methods that ask for them: `mask` uint8 [B, 1, S, S] (255 inside the lungs), `box` float [B, 4]
 around both lungs (x0, y0, x1, y1 in shares of the side) and `box_known` bool [B] (some lung is in view). Where
 padding under DDP repeats images: `repeated` bool [B]. Where a device augments: `draws` float [B, 13] until it has.
+Of a part of a batch: `known_count` (`micro_batches`).
 
 All randomness is a function of (seed, epoch, row): never of a generator's history, of the number of
 workers or of devices. So an interrupted training goes on exactly as if it had not been interrupted.
@@ -27,6 +28,7 @@ from cxrbench.core.seed import derive_seed
 from cxrbench.core.spec import Recipe
 from cxrbench.data.augment import Draws, FixedView, RandomView, fixed_view
 from cxrbench.data.index import Index
+from cxrbench.data.micro_batches import CutLoader, equal_part
 from cxrbench.data.splits import PARTS
 from cxrbench.metrics.boxes import box_of_mask
 from cxrbench.nn.augment import augmented
@@ -52,6 +54,7 @@ class Batch(TypedDict):
     box_known: NotRequired[Tensor]
     repeated: NotRequired[Tensor]
     draws: NotRequired[Tensor]
+    known_count: NotRequired[Tensor]
 
 
 class ViewDataset(Dataset[Batch]):
@@ -252,9 +255,19 @@ class CxrDataModule(L.LightningDataModule):
         super().__init__()
         self.index, self.pixels, self.masks, self.recipe = index, pixels, masks, recipe
         self.size, self.seed, self.workers = size, seed, workers
+        self.most: int | None = None  # images that a device is given at once; None: its whole share
         self.rows = {part: np.flatnonzero(parts == part) for part in PARTS}
         if fit_part == "all":
             self.rows["train"] = np.flatnonzero(np.isin(parts.astype(str), PARTS))
+
+    def share(self, world: int) -> int:
+        """Images of a batch that each of `world` devices gets."""
+        return min(self.recipe.batch_size, len(self.rows["train"])) // world
+
+    def parts(self, world: int) -> int:
+        """Into how many equal parts that share is cut, so that none has more than `most` images."""
+        share = self.share(world)
+        return share // equal_part(share, self.most) if self.most and share else 1
 
     def steps_per_epoch(self) -> int:
         """Optimiser steps of an epoch; the same for any number of devices."""
@@ -278,10 +291,14 @@ class CxrDataModule(L.LightningDataModule):
         return self.trainer.global_rank, self.trainer.world_size
 
     def _loader(
-        self, view: FixedView | RandomView, batches: EpochBatches, draws: Draws | None = None
+        self,
+        view: FixedView | RandomView,
+        batches: EpochBatches,
+        parts: int = 1,
+        draws: Draws | None = None,
     ) -> DataLoader[Batch]:
         dataset = ViewDataset(self.pixels, self.index, view, self.seed, self.masks, draws)
-        return DataLoader(
+        loader = (CutLoader if parts > 1 else DataLoader)(
             dataset,
             batch_sampler=batches,
             collate_fn=_as_is,  # type: ignore[arg-type]
@@ -295,6 +312,9 @@ class CxrDataModule(L.LightningDataModule):
             # A fork shares the index and the map at once; the others import torch for seconds.
             multiprocessing_context="fork" if self.workers else None,
         )
+        if isinstance(loader, CutLoader):
+            loader.parts = parts
+        return loader
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches in a random order, from where an interrupted training stopped."""
@@ -319,12 +339,15 @@ class CxrDataModule(L.LightningDataModule):
             # Lightning's own set_epoch comes too late for the first epoch after a resume.
             batches.set_epoch(loop.epoch_progress.current.processed)
             # At an epoch's end the count of its batches still stands, though the next one begins.
-            batches.skip = loop.epoch_loop.batch_progress.current.ready % len(batches)
+            done = loop.epoch_loop.batch_progress.current.ready // self.parts(world)
+            batches.skip = done % len(batches)
+        parts = self.parts(world)
         if recipe.augment.on == "device":
-            return self._loader(self._before_draws(), batches, Draws(self.seed, len(self.pixels)))
+            draws = Draws(self.seed, len(self.pixels))
+            return self._loader(self._before_draws(), batches, parts, draws)
         crop = recipe.train_view == "random_crop"
         view = RandomView(self._train_side(), crop=crop, augment=recipe.augment)
-        return self._loader(view, batches)
+        return self._loader(view, batches, parts)
 
     def _train_side(self) -> int:
         whole = self.recipe.train_view == "whole"
@@ -357,6 +380,7 @@ class CxrDataModule(L.LightningDataModule):
                 f"for {world} devices"
             )
         size = max(1, self.recipe.batch_size // world)
+        size = min(size, self.most or size)
         batches = EpochBatches(
             self.rows[part], size, train=False, seed=self.seed, rank=rank, world=world
         )

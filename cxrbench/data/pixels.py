@@ -22,6 +22,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from cxrbench.core.digest import digest
 from cxrbench.core.errors import CannotWriteError, DataError
+from cxrbench.core.patience import patient
 from cxrbench.core.store import Store, fsync_tree, write_json
 
 Grey = npt.NDArray[np.uint8]
@@ -49,6 +50,7 @@ class UnreadableImageError(DataError):
     """An image that cannot be used, and why."""
 
 
+@patient
 def decode(path: Path) -> Grey:
     """A PNG or JPEG file as grey uint8 [H, W]; UnreadableImageError says what is wrong with it."""
     # Another library may have switched this on; half-grey images must never enter.

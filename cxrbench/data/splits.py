@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pydantic import BaseModel, ValidationError
 
 from cxrbench.core.digest import PACKAGE, digest, digest_file, digest_lines
 from cxrbench.core.errors import ConfigError, DataError, MissingInputError, UsageError
@@ -244,6 +246,26 @@ def _warnings(split: Split, index: Index) -> list[str]:
     return found
 
 
+class _PartCounts(BaseModel, strict=True):
+    images: int
+    patients: int
+    positives: dict[str, int]
+
+
+class _Promises(BaseModel, strict=True):
+    """What must stand in a split's JSON; it holds more."""
+
+    dataset: str
+    name: str
+    rule: str
+    labels: list[str]
+    digest: str
+    file_sha256: str
+    images: int
+    folds: int
+    counts: dict[str, _PartCounts]
+
+
 def write_split(split: Split, index: Index, folder: Path) -> None:
     """Write `<name>.csv.gz` (the same bytes each time) and then `<name>.json` with what it promises."""
     text = split.assignment[["patient_id", "part"]].to_csv(index=False, lineterminator="\n")
@@ -270,24 +292,18 @@ def read_split(folder: Path, name: str) -> tuple[Split, dict[str, Any]]:
     if lacking := [p for p in (path, promises) if not p.is_file()]:
         raise MissingInputError(f"{lacking[0]}: no such split file")
     facts = read_json(promises)
-    keys = {
-        "dataset",
-        "name",
-        "rule",
-        "labels",
-        "digest",
-        "file_sha256",
-        "images",
-        "counts",
-        "folds",
-    }
-    if not isinstance(facts, dict) or keys - set(facts):
+    try:
+        _Promises.model_validate(facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
         raise DataError(
-            f"{promises}: not a split's record; restore it, or delete it and {path.name}"
-        )
+            f"{promises}: not a split's record ({where}: {first['msg']}); restore it, or delete it and "
+            f"{path.name}"
+        ) from None
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path}: unreadable ({error}); restore it, or delete it") from None
     if list(frame.columns) != ["patient_id", "part"]:
         raise DataError(f"{path}: columns {list(frame.columns)}; expected patient_id, part")

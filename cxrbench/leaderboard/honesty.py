@@ -27,6 +27,7 @@ def marks(row: Row, floor: Any, *, other_images: bool) -> list[str]:
         "phantom": any(fact.get("phantom") for fact in facts),
         "partial data": any(not fact.get("complete", True) for fact in facts),
         "pretraining unknown": any(_weights(record) - KNOWN_WEIGHTS for record in row.records),
+        "halved": any(s.facts.get("halvings") for r in row.records for s in r.stages),
         "overlap": any(t.startswith("OVERLAP") for r in row.records for t in r.warnings),
         "at the floor": isinstance(floor, int | float) and lowest[0] <= floor,
     }

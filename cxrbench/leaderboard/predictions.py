@@ -72,12 +72,12 @@ def _read(path: Path, labels: list[str]) -> Predictions | None:
             np.stack([table[p + label].to_numpy().astype(np.float64) for label in labels], axis=1)
             for p in (TARGET, PROBABILITY)
         )
-    except (OSError, ValueError, pa.ArrowException):
+        image, patient = (
+            np.array([str(name) for name in table[key].to_pylist()], dtype=object)
+            for key in ("image_id", "patient_id")
+        )
+    except (OSError, ValueError, TypeError, pa.ArrowException):
         return None
-    image, patient = (
-        np.array([str(name) for name in table[key].to_pylist()], dtype=object)
-        for key in ("image_id", "patient_id")
-    )
     binary = np.isnan(target) | (target == 0) | (target == 1)
     whole = np.unique(image).size == image.size and binary.all() and np.isfinite(probability).all()
     return Predictions(image, patient, target, probability) if whole and image.size else None

@@ -108,6 +108,10 @@ MARKS = {
     "pretraining unknown": (
         "pretraining unknown: initial weights from a file; what they were trained on, test patients perhaps, is not known"
     ),
+    "halved": (
+        "halved: memory was short, so a training went on with micro-batches halved and the images of a step kept; batch "
+        "norm saw other batches"
+    ),
     "overlap": "overlap: images are known to be in the training and the test data",
     "at the floor": "at the floor: the interval reaches down to what a constant classifier gets",
 }

@@ -223,9 +223,10 @@ class AECNN(Classifier):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """lambda x cross-entropy + (1 - lambda) x MSE; where nothing is reconstructed the first term alone."""
         image, share = to_unit(batch["image"]), self.params.bce_weight
+        labels = batch["target"], batch["known"], batch.get("known_count")
         if self.params.downscale != "autoencoder":
-            return {"loss": share * masked_bce(self(image), batch["target"], batch["known"])}
+            return {"loss": share * masked_bce(self(image), *labels)}
         code, reconstruction = self.autoencoder(image)
-        bce = masked_bce(self.classifier(code), batch["target"], batch["known"])
+        bce = masked_bce(self.classifier(code), *labels)
         mse = reconstruction_mse(reconstruction, image)
         return {"loss": share * bce + (1 - share) * mse, "bce": bce.detach(), "mse": mse.detach()}

@@ -210,7 +210,8 @@ class STERN(AttentionSTN):
         return {**seen, "val_aspect": terms["aspect"], "val_stern_loss": terms["loss"]}
 
     def _terms(self, window: Tensor, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        bce = masked_bce(logits, batch["target"], batch["known"])
+        count = batch.get("known_count")
+        bce = masked_bce(logits, batch["target"], batch["known"], count)
         aspect = aspect_penalty(window, self.params.aspect_limit).mean()
         return {"loss": bce + aspect, "bce": bce.detach(), "aspect": aspect.detach()}
 

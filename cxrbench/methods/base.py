@@ -5,7 +5,7 @@ Shapes: B batch, S side, K labels.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 import lightning as L
 import numpy as np
@@ -23,12 +23,13 @@ from cxrbench.nn.losses import masked_bce
 
 class Batch(TypedDict):
     """What the loaders give: uint8 `image` [B, 1, S, S] or ten crops [B, 10, 1, S, S], `target` and
-    `known` [B, K], `row` [B]."""
+    `known` [B, K], `row` [B]; of a part of a batch `known_count` [], for `masked_bce`."""
 
     image: Tensor
     target: Tensor
     known: Tensor
     row: Tensor
+    known_count: NotRequired[Tensor]
 
 
 def weights_in(folder: Path) -> dict[str, Tensor]:
@@ -59,6 +60,9 @@ class Method(L.LightningModule):
     # False: what is scored is not fitted to the labels, so nothing promises that it beats chance.
     learns: ClassVar[bool] = True
     needs_masks: ClassVar[bool] = False  # batches carry lung masks and boxes, too
+    # False: the loss of a batch is not the mean of its parts' losses (images are mixed with one another,
+    # say), so the batch is not halved when memory is short.
+    divisible: ClassVar[bool] = True
     params: MethodParams
     # Set before a training. Lightning's own estimate makes the loader before a resumed training
     # knows its epoch, and so starts it with another order.
@@ -174,7 +178,8 @@ class Classifier(Method):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, which is minimised, and any terms of it that are worth a column in the log."""
         logits = self(to_unit(batch["image"]))
-        return {"loss": masked_bce(logits, batch["target"], batch["known"])}
+        count = batch.get("known_count")
+        return {"loss": masked_bce(logits, batch["target"], batch["known"], count)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         return self.losses(batch)

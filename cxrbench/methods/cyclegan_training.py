@@ -81,6 +81,7 @@ class CycleGANTraining(Method):
 
     name = "cyclegan-training"
     version = 1
+    divisible = False  # each domain has a mean of its own
     Params = TrainingParams
     params: TrainingParams
 

@@ -158,19 +158,24 @@ class LinearVGG(BackboneClassifier):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         logits = self(to_unit(batch["image"]))
-        return {"loss": weighted_bce(logits, batch["target"], batch["known"], self.weights)}
+        count = batch.get("known_count")
+        loss = weighted_bce(logits, batch["target"], batch["known"], self.weights, count)
+        return {"loss": loss}
 
 
-def weighted_bce(logits: Tensor, target: Tensor, known: Tensor, weights: Tensor) -> Tensor:
+def weighted_bce(
+    logits: Tensor, target: Tensor, known: Tensor, weights: Tensor, count: Tensor | None = None
+) -> Tensor:
     """Mean over the known entries of [B, K] of weight x cross-entropy; `weights` [K, 2] of labels 0, 1.
 
-    As Keras counts: the sum is divided by the number of entries, not by the sum of their weights.
+    As Keras counts: the sum is divided by the number of entries, not by the sum of their weights; by
+    `count`, float [], where this is a part of a batch.
     """
     with torch.autocast(device_type=logits.device.type, enabled=False):
         target = target.float()
         each = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
         weight = torch.lerp(weights[:, 0], weights[:, 1], target) * known
-        return (each * weight).sum() / known.sum().clamp(min=1)
+        return (each * weight).sum() / (known.sum().clamp(min=1) if count is None else count)
 
 
 # --- the method

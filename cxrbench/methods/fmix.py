@@ -33,6 +33,7 @@ class FMix(BackboneClassifier):
 
     name = "fmix"
     version = 1
+    divisible = False  # images are mixed with others of the batch
     paper = "Harris et al., 2020; recipe: Bagal's re-implementation of Ranjan et al., ICVGIP 2018"
     Params = FMixParams
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

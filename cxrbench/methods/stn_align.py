@@ -261,6 +261,7 @@ class StnAlignJoint(Classifier):
         image = to_unit(batch["image"])
         terms = self.aligner.losses(self.small(image))
         logits = self.classifier(self.aligned(image, terms["pose"]))
-        bce = masked_bce(logits, batch["target"], batch["known"])
+        count = batch.get("known_count")
+        bce = masked_bce(logits, batch["target"], batch["known"], count)
         loss = bce + self.params.align_weight * terms["loss"]
         return {"loss": loss, "bce": bce.detach(), "align": terms["loss"].detach()}

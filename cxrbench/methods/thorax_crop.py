@@ -72,6 +72,7 @@ class ThoraxDetector(Method):
 
     name = "thorax-detector"
     version = 1
+    divisible = False  # detectors count boxes over the batch
     Params = DetectorParams
     params: DetectorParams
     needs_masks = True

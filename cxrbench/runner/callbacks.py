@@ -91,16 +91,56 @@ class FiniteLoss(Callback):
         )
 
 
+class SkippedSteps(Callback):
+    """Stops a training in 16-mixed whose loss scaler skips one step after the other: it learns nothing.
+
+    Steps are skipped where gradients are infinite or NaN, which is rare and harmless unless it is always so.
+    """
+
+    def __init__(self, most: int = 50) -> None:
+        self.most = most
+        self.skipped = 0  # in a row
+        self._step, self._scale = 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._step, self._scale = trainer.global_step, scaler.get_scale() if scaler else 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is None or trainer.global_step == self._step:
+            return
+        # The scaler waits for the GPU in each step, so reading its scale costs nothing more.
+        scale = scaler.get_scale()
+        self.skipped = self.skipped + 1 if scale < self._scale or not scale else 0
+        self._step, self._scale = trainer.global_step, scale
+        if self.skipped > self.most:
+            raise NonFiniteLossError(
+                f"16-mixed skipped the last {self.skipped} steps, to step {trainer.global_step}: their "
+                f"gradients were not finite at a loss scale of {scale:.3g}, so nothing is learned; use --precision "
+                f"bf16-mixed or 32-true, or lower recipe.learning_rate"
+            )
+
+
 class History(Callback):
     """The metrics of every epoch: the mean of what the steps return, and what validation logs.
 
-    It travels in the training state, the sums of a broken epoch too, so a resumed log has no gap.
+    It travels in the training state, the sums of a broken epoch too, so a resumed log has no gap. A
+    batch in `parts` counts as much as a whole one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parts: int = 1, attempt: int = 1) -> None:
+        self.attempt = attempt
         self.rows: list[dict[str, Any]] = []
+        self.share = 1 / parts
         self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._steps = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
+        if trainer.logger:
+            trainer.logger.log_metrics({"attempt": self.attempt}, step=trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int
@@ -108,17 +148,19 @@ class History(Callback):
         terms = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
         for name, value in terms.items():
             if isinstance(value, Tensor) and value.numel() == 1:
-                term = value.detach().double()
+                term = value.detach().double() * self.share
+                if name == "loss":  # which Lightning has divided by the batches of a step
+                    term = term * trainer.accumulate_grad_batches
                 before = self._sums.get(name)
                 self._sums[name] = term if before is None else before.to(term.device) + term
-        self._steps += 1
+        self._steps += self.share
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
         means = {
             f"train_{name}": float(trainer.strategy.reduce(value / self._steps, reduce_op="mean"))
             for name, value in self._sums.items()
         }
-        self._sums, self._steps = {}, 0
+        self._sums, self._steps = {}, 0.0
         if trainer.logger:
             trainer.logger.log_metrics(means, step=trainer.global_step)
         metrics = {**means, **{k: float(v) for k, v in trainer.callback_metrics.items()}}

@@ -25,6 +25,7 @@ from cxrbench.core.errors import CannotWriteError, DataError
 from cxrbench.core.store import why_not, write_json
 
 POINTER = "state.json"
+PARTS_OF_A_STATE = {"state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers"}
 STATE = re.compile(r"state-\d+-\d+\.ckpt")
 
 
@@ -77,6 +78,11 @@ class AtomicCheckpointIO(CheckpointIO):
                 f"{path}: not a training state of cxrbench ({type(error).__name__}), nothing of it was "
                 f"run; delete {Path(path).parent} to train from the start"
             ) from None
+        if not isinstance(loaded, dict) or not set(loaded) >= PARTS_OF_A_STATE:
+            raise DataError(
+                f"{path}: not a training state of cxrbench, which has {', '.join(sorted(PARTS_OF_A_STATE))}; "
+                f"delete {Path(path).parent} to train from the start"
+            )
         return loaded
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -96,7 +102,8 @@ def state_path(folder: Path, epoch: int, step: int) -> Path:
     return folder / f"state-{epoch:05d}-{step:09d}.ckpt"
 
 
-def _read_pointer(folder: Path) -> list[SavedState]:
+def saved_states(folder: Path) -> list[SavedState]:
+    """What `state.json` names, the newest first; nothing where it is torn."""
     try:
         states = [SavedState(**item) for item in json.loads((folder / POINTER).read_text())]
     except (OSError, ValueError, TypeError, RecursionError):
@@ -107,7 +114,7 @@ def _read_pointer(folder: Path) -> list[SavedState]:
 
 def register_state(folder: Path, path: Path, epoch: int, step: int) -> None:
     """Make a saved file the newest state, and remove those that nobody names any more."""
-    before = [s for s in _read_pointer(folder) if s.file != path.name]
+    before = [s for s in saved_states(folder) if s.file != path.name]
     states = [SavedState(path.name, digest_file(path), epoch, step), *before[:1]]
     write_json(folder / POINTER, [asdict(state) for state in states])
     kept = {state.file for state in states}
@@ -120,7 +127,7 @@ def newest_state(folder: Path) -> Path | None:
     """The newest state that is whole; a damaged one is passed over with a warning."""
     for temporary in folder.glob(".*.tmp"):
         temporary.unlink(missing_ok=True)
-    for state in _read_pointer(folder):
+    for state in saved_states(folder):
         path = folder / state.file
         if path.is_file() and digest_file(path) == state.sha256:
             return path

@@ -91,6 +91,9 @@ def run_predict(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     """Probabilities of the validation and test images, each once."""
     model = stage.inputs["model"]
     data, skipped = data_module(stage, context)
+    halvings = context.store.meta(model.key)["facts"].get("halvings")
+    if halvings:  # what did not fit there need not be tried here
+        data.most = int(halvings[-1]["images"])
     module = load_module(model, context.artefact(model) / "model.safetensors")
     facts = predict_parts(module, data, out / FILE, stage, device_of(context))
     if stage.data.label_map:

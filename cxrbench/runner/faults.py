@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 from cxrbench.core.errors import CannotWriteError, CxrbenchError
+from cxrbench.core.patience import given_up, passing
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
 from cxrbench.core.store import free_bytes, unwritable, why_not
@@ -12,6 +13,13 @@ from cxrbench.core.store import free_bytes, unwritable, why_not
 MEMORY = re.compile(r"can't allocate memory|out of memory|std::bad_alloc", re.IGNORECASE)
 LOADER = re.compile(r"DataLoader worker \(pid.*(exited unexpectedly|is killed by signal)")
 SILENT_LOADER = re.compile(r"DataLoader timed out after (\d+) seconds")
+# What CUDA and its driver say of a GPU that is broken, lost or taken away. An illegal address or a failed
+# assertion is not among them: that is a program's own fault, on any GPU.
+DEVICE = re.compile(
+    r"unspecified launch failure|uncorrectable (ECC|NVLink) error|hardware stack error|Xid|fallen off the bus|"
+    r"GPU is lost|no CUDA-capable device|devices? (is/are|are|is) busy or unavailable|CUDA error: unknown error",
+    re.IGNORECASE,
+)
 # gloo's and NCCL's words for a process that is gone, and for one that says nothing.
 LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|ncclRemoteError", re.IGNORECASE)
 SILENT = re.compile(r"timed out waiting|timeout|watchdog caught", re.IGNORECASE)
@@ -21,12 +29,21 @@ class MemoryFullError(CxrbenchError):
     """The memory of the device or of the host is not enough."""
 
 
+class DeviceError(CxrbenchError):
+    """A GPU failed: on another one the same work may succeed."""
+
+
 class LoaderError(CxrbenchError):
     """A process that loads batches died or said nothing."""
 
 
 class LostRankError(CxrbenchError):
     """Another process of the same training is gone or silent: a consequence, not the cause."""
+
+
+KINDS: dict[str, type[CxrbenchError]] = {
+    kind.__name__: kind for kind in (MemoryFullError, DeviceError, LoaderError)
+}  # what a rank's failure is again in the process that started it
 
 
 def explain(error: Exception, stage: Stage, execution: Execution, home: Path) -> Exception:
@@ -39,8 +56,16 @@ def explain(error: Exception, stage: Stage, execution: Execution, home: Path) ->
         return _without_traceback(error)
     if unwritable(error):
         return CannotWriteError(f"cannot write in {home} ({why_not(error, home)})")
+    if isinstance(error, OSError) and (silent := passing(error)):
+        return given_up(str(error.filename or home), silent)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(text)):
         return MemoryFullError(_memory(error, stage, execution))
+    if isinstance(error, RuntimeError) and DEVICE.search(text):
+        first = text.splitlines()[0]
+        return DeviceError(
+            f"the GPU failed ({first}); look at nvidia-smi and the kernel's log (dmesg | grep Xid), and leave it "
+            f"out by CUDA_VISIBLE_DEVICES"
+        )
     if isinstance(error, RuntimeError) and LOADER.search(text):
         return LoaderError(
             f"a loader process of {execution.workers} died ({text.splitlines()[0]}); it was "
@@ -78,10 +103,11 @@ def _memory(error: Exception, stage: Stage, execution: Execution) -> str:
         f"{execution.accelerator}"
     )
     if batch % 2 == 0 and batch // 2 >= execution.devices:
+        automatic = "" if execution.halve_on_oom else ", or --halve-on-oom"
         return (
             f"{said}; the same {batch * steps} images a step with less memory: --set "
             f"recipe.batch_size={batch // 2} --set recipe.accumulate={2 * steps} (a run of its own: batch "
-            f"norm sees {batch // 2} images at once)"
+            f"norm sees {batch // 2} images at once){automatic}"
         )
     return (
         f"{said}; pass a smaller --set recipe.size, or --slots 1 where other stages run beside it"

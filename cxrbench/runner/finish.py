@@ -164,6 +164,7 @@ def _warnings(
         found.append(f"{len(skipped)} unreadable images left out: {', '.join(sorted(skipped)[:5])}")
     sources = {s.facts["weights"]["source"] for s in stages if s.facts.get("weights")} - {"none"}
     found.append(f"initial weights: {', '.join(sorted(sources)) or 'random'}")
+    found += [_halved(stage) for stage in stages if stage.facts.get("halvings")]
     drop = scores.get("macro", {}).get("validation_minus_test_auc")
     if drop is not None and drop > DROP and not run.tested_on:
         found.append(
@@ -173,6 +174,16 @@ def _warnings(
     if any((s.provenance.get("code") or {}).get("dirty") for s in stages):
         found.append("made by code with uncommitted changes")
     return found
+
+
+def _halved(stage: StageRecord) -> str:
+    """How often the micro-batches of a training were halved."""
+    images = [entry["images"] for entry in stage.facts["halvings"]]
+    times = {1: "once", 2: "twice"}.get(len(images), f"{len(images)} times")
+    return (
+        f"{stage.name}: out of memory, micro-batches halved {times}, to {images[-1]} images a device; the "
+        f"images of a step stayed, but batch norm saw other batches"
+    )
 
 
 def _data_warnings(data: dict[str, Any]) -> list[str]:

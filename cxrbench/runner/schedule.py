@@ -14,6 +14,7 @@ from cxrbench.core.stage import Stage
 from cxrbench.core.store import Store
 from cxrbench.runner.chains import chain_from, write_job
 from cxrbench.runner.engines.base import Worker, attached
+from cxrbench.runner.faults import DeviceError
 from cxrbench.runner.graph import Graph
 from cxrbench.runner.notice import Notice
 from cxrbench.runner.plan import Plan
@@ -105,6 +106,7 @@ class _Sweep:
         self.engine = attached(execution)
         self.running: dict[str, Worker] = {}  # by the digest that heads the chain
         self.chains: dict[str, list[Stage]] = {}
+        self.again: set[str] = set()  # stages that were begun again because a GPU failed
         self.outcome = Outcome()
 
     def status(self) -> Status:
@@ -145,8 +147,9 @@ class _Sweep:
         for head, worker in list(self.running.items()):
             if not worker.ended():
                 continue
-            self.engine.finished(self.running.pop(head))
-            chain = self.chains.pop(head)
+            running, chain = self.running.pop(head), self.chains.pop(head)
+            begun_again = self._begun_again(chain, running)
+            self.engine.finished(running)
             for place, stage in enumerate(chain):
                 if self.store.has(stage.key):
                     self.outcome.done.append(stage.digest)
@@ -154,12 +157,30 @@ class _Sweep:
                     self.tell(f"done   {stage.key}")
                     self.built(stage.digest)
                 else:
+                    if begun_again:
+                        break
                     if self.outcome.interrupted:
                         self.tell(f"stopped {stage.key}")
                     else:
                         self._note_failure(stage, head, worker)
                     self.outcome.blocked += [s.digest for s in chain[place + 1 :]]
                     break
+
+    def _begun_again(self, chain: list[Stage], worker: Worker) -> bool:
+        """Whether the rest of a chain goes back among what is pending, because its GPU failed for the first time."""
+        left = [stage for stage in chain if not self.store.has(stage.key)]
+        if not left or left[0].digest in self.again or self.outcome.interrupted:
+            return False
+        try:
+            failure = json.loads(failure_path(self.store, left[0]).read_text())
+        except (OSError, ValueError):
+            return False
+        if failure.get("type") != DeviceError.__name__ or not self.engine.set_aside(worker):
+            return False
+        self.tell(f"again  {left[0].key}, on another GPU: {failure['error']}")
+        self.again.add(left[0].digest)
+        self.pending = {stage.digest: stage for stage in left} | self.pending
+        return True
 
     def _note_failure(self, stage: Stage, head: str, worker: Worker) -> None:
         log = self.store.root / "jobs" / f"{head[:16]}.log"

@@ -21,11 +21,25 @@ def score(stage: Stage, predictions: Path, validation: Path, out: Path) -> dict[
     labels = [c.removeprefix(TARGET) for c in table.columns if c.startswith(TARGET)]
     if labels != list(stage.data.labels):
         raise DataError(f"{predictions}: has the labels {labels}; expected {stage.data.labels}")
-    if table["image_id"].duplicated().any():
-        raise DataError(f"{predictions}: an image stands twice; delete the artefact and run again")
     chosen = table if validation == predictions else read_predictions(validation)
+    try:
+        if table["image_id"].duplicated().any():
+            raise ValueError("an image stands twice")
+        scores = _scores(stage, labels, table, chosen)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{predictions}: {error}; no run writes that: delete {predictions.parent} and run again"
+        ) from error
+    write_json(out / "scores.json", scores)
+    return {"images": int((table["part"] == "test").sum()), "macro": scores["macro"]}
+
+
+def _scores(
+    stage: Stage, labels: list[str], table: pd.DataFrame, chosen: pd.DataFrame
+) -> dict[str, Any]:
+    """The scores of the test part of a table, with thresholds of the validation part of `chosen`."""
     test, val = table[table["part"] == "test"], chosen[chosen["part"] == "val"]
-    scores = score_predictions(
+    return score_predictions(
         labels=labels,
         target=_columns(test, TARGET, labels),
         probability=_columns(test, PROBABILITY, labels),
@@ -35,8 +49,6 @@ def score(stage: Stage, predictions: Path, validation: Path, out: Path) -> dict[
         replicates=int(stage.params["replicates"]),
         seed=stage.seed,
     )
-    write_json(out / "scores.json", scores)
-    return {"images": len(test), "macro": scores["macro"]}
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

@@ -22,8 +22,8 @@ def read_status(store: Store) -> dict[str, Any]:
         if (folder / "states").is_dir():
             try:
                 pulse = json.loads((folder / "progress.json").read_text())
-                progress = f"step {pulse['done']} of {pulse['of']}"
-            except (OSError, ValueError, KeyError):
+                progress = f"step {int(pulse['done'])} of {int(pulse['of'])}"
+            except (OSError, ValueError, KeyError, TypeError):
                 progress = "no step yet"
             unfinished.append({"stage": folder.name, "progress": progress})
     from cxrbench.runner.engines.slurm_queue import describe_jobs
@@ -74,9 +74,9 @@ def _stale(store: Store) -> list[str]:
             meta = read_json(path)
         except DataError:
             continue
-        if not isinstance(meta, dict):
+        if not isinstance(meta, dict) or not isinstance(meta.get("version"), int):
             continue
-        known = texts.get((str(meta.get("name")), int(meta.get("version") or 0)))
+        known = texts.get((str(meta.get("name")), meta["version"]))
         if known and meta.get("source") and meta["source"] not in known:
             stale.append(path.parent.name)
     return stale

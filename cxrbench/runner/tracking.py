@@ -44,8 +44,10 @@ def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def training_logger(stage: Stage, execution: Execution, folder: Path) -> Any | None:
-    """Lightning's logger for a training, or None."""
+def training_logger(
+    stage: Stage, execution: Execution, folder: Path, *, attempt: int = 1
+) -> Any | None:
+    """Lightning's logger for a training, or None; `attempt` counts from 1 when one is gone on with."""
     if execution.wandb == "off" or int(os.environ.get("RANK", "0")) > 0:
         return None
     run = _start(stage, execution, folder)
@@ -53,6 +55,12 @@ def training_logger(stage: Stage, execution: Execution, folder: Path) -> Any | N
         return None
     from lightning.pytorch.loggers import WandbLogger
 
+    with _harmless():
+        run.config.update({"attempt": attempt}, allow_val_change=True)
+        # Lightning does so only for runs that it opens itself. A resumed run counts its own steps on, but this
+        # axis goes back to where the training began again.
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=run)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import logging
 import os
 import shutil
@@ -33,10 +34,12 @@ from cxrbench.runner.callbacks import (
     KeepBest,
     Pulse,
     SaveState,
+    SkippedSteps,
     StepSeeds,
 )
 from cxrbench.runner.checkpoint import AtomicCheckpointIO, newest_state
 from cxrbench.runner.determinism import noted_operations, promise
+from cxrbench.runner.halving import Parts, note_batch, read_halvings
 from cxrbench.runner.tracking import end_training, training_logger
 
 # Weights and two moments of each are a state of Adam. On disk lie two states and the one that is being
@@ -65,9 +68,15 @@ def load_module(stage: Stage, weights: Path) -> Method:
 
 
 def make_trainer(
-    recipe: Recipe, execution: Execution, callbacks: list[L.Callback], root: Path, logger: Any
+    recipe: Recipe,
+    execution: Execution,
+    callbacks: list[L.Callback],
+    root: Path,
+    logger: Any,
+    *,
+    parts: int = 1,
 ) -> L.Trainer:
-    """The Trainer of a fit stage; ConfigError for what this device cannot do."""
+    """The Trainer of a fit stage, whose batches come in `parts`; ConfigError for what this device cannot do."""
     synchronised = recipe.sync_batchnorm and execution.devices > 1
     if synchronised and execution.accelerator == "cpu":
         raise ConfigError(
@@ -86,7 +95,7 @@ def make_trainer(
         strategy=strategy,
         precision=recipe.precision,  # type: ignore[arg-type]
         max_epochs=recipe.epochs,
-        accumulate_grad_batches=recipe.accumulate,
+        accumulate_grad_batches=recipe.accumulate * parts,
         gradient_clip_val=recipe.gradient_clip,
         # Some backward passes have no deterministic form on a GPU; there Lightning warns.
         deterministic=True if execution.accelerator == "cpu" else "warn",
@@ -124,25 +133,37 @@ def train(
     if (work / TRAINED / "facts.json").is_file():
         return
     started = time.monotonic()
+    attempt = _count_attempt(work)
     module = build_module(stage, inputs)
     module.steps_per_epoch = data.steps_per_epoch()
     recipe = module.params.recipe
     states = work / "states"
     states.mkdir(parents=True, exist_ok=True)
-    best, finite, history = KeepBest(states, module.monitor), FiniteLoss(), History()
+    halvings = read_halvings(work)
+    data.most = halvings[-1]["images"] if halvings else None
+    parts = data.parts(execution.devices)
+    best, finite, history = KeepBest(states, module.monitor), FiniteLoss(), History(parts, attempt)
     pulse = Pulse(work / "progress.json")
     save = SaveState(
-        states, best, finite, steps=execution.checkpoint_steps, seconds=execution.checkpoint_seconds
+        states,
+        best,
+        finite,
+        steps=execution.checkpoint_steps * parts,
+        seconds=execution.checkpoint_seconds,
     )
     averaged = [AveragedWeights(decay=recipe.ema_decay)] if recipe.ema_decay else []
-    callbacks = [StepSeeds(stage.seed), finite, best, *averaged, history, pulse, save]
+    callbacks = [
+        StepSeeds(stage.seed), finite, SkippedSteps(), best, *averaged, history, pulse, save, Parts(parts)
+    ]  # fmt: skip
     _hush()
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     require_room(states, WEIGHTS_ON_DISK * weights, f"the states of {stage.key}")
-    logger = training_logger(stage, execution, logs)
-    trainer = make_trainer(recipe, execution, callbacks, work, logger)
+    logger = training_logger(stage, execution, logs, attempt=attempt)
+    trainer = make_trainer(recipe, execution, callbacks, work, logger, parts=parts)
     resume = newest_state(states)
     if trainer.is_global_zero:
+        divides = module.divisible and module.automatic_optimization
+        note_batch(work, data.share(execution.devices) if divides else 0)
         print(f"{stage.key}: " + (f"resuming from {resume.name}" if resume else "from the start"))
     if recipe.compile:
         module.compile(mode=None if recipe.compile is True else recipe.compile)
@@ -158,6 +179,7 @@ def train(
             "steps": trainer.global_step,
             "seconds": time.monotonic() - started,
             "resumed": resume is not None,
+            "attempts": attempt,
             "images_per_second": pulse.images / pulse.seconds if pulse.seconds else None,
             "parameters": sum(p.numel() for p in module.parameters()),
             "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
@@ -167,10 +189,23 @@ def train(
                 torch.cuda.max_memory_allocated() if execution.accelerator == "gpu" else None
             ),
             "determinism": promise(execution.accelerator, operations),
+            "halvings": halvings,
             "data": data.facts(),
         }
         _leave(work, best.write(), history.rows, facts)
         end_training(logger, facts)
+
+
+def _count_attempt(work: Path) -> int:
+    """How often this training was begun, this time included; the first rank counts."""
+    note = work / "attempts.json"
+    try:
+        before = int(json.loads(note.read_text())["attempts"])
+    except (OSError, ValueError, TypeError, KeyError):
+        before = 0
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_json(note, {"attempts": before + 1})
+    return before + 1
 
 
 def _leave(work: Path, weights: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from cxrbench.core.registry import Registry, load_target
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
 from cxrbench.core.store import HOME_VARIABLE, Store, read_json, write_json
-from cxrbench.runner.faults import LostRankError, explain
+from cxrbench.runner.faults import KINDS, LostRankError, MemoryFullError, explain
 from cxrbench.runner.graph import Graph, from_json, to_json
 from cxrbench.runner.tracking import log_summary
 
@@ -115,7 +115,7 @@ def _spent_before(work: Path) -> float:
     for path in (note, pulse):
         try:
             spent += float(json.loads(path.read_text())["seconds"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue
     if pulse.is_file():
         write_json(note, {"seconds": spent})
@@ -151,16 +151,37 @@ def _make(stage: Stage, context: Any, work: Path, out: Path) -> dict[str, Any]:
 
 
 def _fit(job: Job, stage: Stage, context: Any, work: Path, lock: int) -> None:
-    if job.execution.devices == 1:
+    if job.execution.devices == 1 and not job.execution.halve_on_oom:
         from cxrbench.runner.execute import run_fit
 
         run_fit(stage, context, work)
         return
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
+    while True:
+        try:
+            _fit_apart(job, stage, work, lock)
+        except MemoryFullError as error:
+            if not job.execution.halve_on_oom:
+                raise
+            from cxrbench.runner.halving import halve
+
+            images = halve(work, error)
+            print(f"{stage.key}: {error}", flush=True)
+            print(
+                f"{stage.key}: --halve-on-oom: again with micro-batches of {images} a device",
+                flush=True,
+            )
+        else:
+            return
+
+
+def _fit_apart(job: Job, stage: Stage, work: Path, lock: int) -> None:
+    """Train in a process of its own for each device; raises what the first of them that failed left."""
+    launcher = [
+        "-m", "torch.distributed.run", "--standalone",
         "--nproc-per-node", str(job.execution.devices),
-        "-m", "cxrbench.runner.worker", str(job.path), "--rank-of", stage.digest,
-    ]  # fmt: skip
+    ] if job.execution.devices > 1 else []  # fmt: skip
+    command = [sys.executable, *launcher, "-m", "cxrbench.runner.worker", str(job.path), "--rank-of",
+               stage.digest]  # fmt: skip
     blocked = {signal.SIGTERM, signal.SIGINT}
     kernel = ctypes.CDLL(None)  # between fork and exec the loader's lock may be another thread's
     signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # none between the start and the handlers
@@ -169,7 +190,13 @@ def _fit(job: Job, stage: Stage, context: Any, work: Path, lock: int) -> None:
         pass_fds=(lock,),
         preexec_fn=lambda: _begin_launcher(kernel, blocked),
     )
-    before = {n: signal.signal(n, lambda *_: group.send_signal(signal.SIGTERM)) for n in blocked}
+    asked = []
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        group.send_signal(signal.SIGTERM)
+
+    before = {n: signal.signal(n, ask) for n in blocked}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
     try:
         group.wait()
@@ -181,6 +208,8 @@ def _fit(job: Job, stage: Stage, context: Any, work: Path, lock: int) -> None:
     if (work / "interrupted").exists():
         (work / "interrupted").unlink()
         raise InterruptedRunError("asked to stop; the training state is saved")
+    if asked and not list(work.glob("rank-*.failure.json")):
+        raise InterruptedRunError("asked to stop before the training began")
     raise _first_failure(work, job.execution)
 
 
@@ -198,7 +227,9 @@ def _first_failure(work: Path, execution: Execution) -> CxrbenchError:
         path.unlink()
     own = next((value for value in values if not value["lost"]), None)
     if own:
-        error = CxrbenchError(f"rank {own['rank']}: {own['error']}")
+        rank = f"rank {own['rank']}: " if execution.devices > 1 else ""
+        kind = KINDS.get(own["type"], CxrbenchError)
+        error = kind(f"{rank}{own['error']}")
         error.exit_code = int(own["exit_code"])
         return error
     left = {int(value["rank"]) for value in values}
@@ -237,7 +268,13 @@ def run_rank(job: Job, digest: str) -> int:
         rank = os.environ.get("RANK", "0")
         code = known.exit_code if isinstance(known, CxrbenchError) else 1
         lost = isinstance(known, LostRankError)
-        value = {"rank": rank, "error": _message(known), "exit_code": code, "lost": lost}
+        value = {
+            "rank": rank,
+            "error": _message(known),
+            "exit_code": code,
+            "lost": lost,
+            "type": type(known).__name__,
+        }
         write_json(work / f"rank-{rank}.failure.json", value)
         return code
     return 0

@@ -32,7 +32,7 @@ def test_a_rank_that_misses_another_is_not_the_cause(
     tmp_path: Path, left: dict[int, tuple[str, bool]], says: str
 ) -> None:
     for rank, (error, lost) in left.items():
-        value = {"rank": str(rank), "error": error, "exit_code": 1, "lost": lost}
+        value = {"rank": str(rank), "error": error, "exit_code": 1, "lost": lost, "type": "X"}
         (tmp_path / f"rank-{rank}.failure.json").write_text(json.dumps(value))
     error = worker._first_failure(tmp_path, Execution(devices=2))
     assert re.match(says, str(error))

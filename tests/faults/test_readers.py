@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cxrbench.core.errors import CxrbenchError, DataError
+from cxrbench.core.errors import ConfigError, CxrbenchError, DataError
 from cxrbench.core.record import Record, read_record, read_records
 from cxrbench.core.spec import BenchSpec
 from cxrbench.core.store import Store
 from cxrbench.core.yamlfile import read_yaml
 from cxrbench.data.csvfile import read_csv
+from cxrbench.data.splits import read_split, verify_split, write_split
 from cxrbench.data.table import Table, TableParams
 from cxrbench.leaderboard.collect import collect
 from cxrbench.leaderboard.markdown import to_csv, to_markdown
+from cxrbench.runner import worker
+from cxrbench.runner.bind import open_dataset
+from cxrbench.runner.score import score
+from cxrbench.runner.status import read_status
 from cxrbench.runner.worker import Job
 
-from jobs import planned, write_job  # isort: skip
+from jobs import planned, stage_of, write_job  # isort: skip
 
 RECORD = next((Path(__file__).parents[1] / "data" / "records").rglob("*.json"))
 EXAMPLES = os.environ.get("CXRBENCH_FUZZ")  # so many, and others each time
@@ -161,6 +167,85 @@ def test_a_damaged_parquet_table_is_read_or_named(tmp_path: Path, place: int, ne
     place %= len(content)
     content[place : place + len(new)] = new
     survives(lambda p: Table.read_index(p, TableParams()), tmp_path / "t.parquet", bytes(content))
+
+
+SPLIT_ODD = [*[None, "x", [], {}, -1.5, True, ["a", 1], {"a": None}], "\0", 10**400]
+
+
+def test_an_edited_split_is_as_promised_or_named(tmp_path: Path) -> None:
+    """Every place of a split's JSON with something of another type, and its table with bytes of another kind."""
+    root, folder = tmp_path / "films", tmp_path / "split"
+    root.mkdir()
+    Table.fake(root, images=30, size=32)
+    opened = open_dataset(Table, root, {}, "holdout", Store(tmp_path / "store"))
+    write_split(opened.split, opened.index, folder)
+    promises, table = folder / "holdout.json", folder / "holdout.csv.gz"
+    whole, packed = promises.read_text(), table.read_bytes()
+
+    def read(path: Path) -> None:
+        split, facts = read_split(folder, "holdout")
+        verify_split(split, facts, opened.index)
+
+    value = json.loads(whole)
+    for place in places(value):
+        for odd in SPLIT_ODD:
+            survives(read, promises, json.dumps(edited(value, place, odd, False)).encode())
+    promises.write_text(whole)
+    for place in range(0, len(packed), 3):
+        content = packed[:place] + b"\xff\x00\xf0" + packed[place + 3 :]
+        survives(read, table, content)
+        survives(read, table, packed[:place])
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("probability:", "x"), ("probability:", 2.0), ("probability:", None), ("image_id", [[1]]), ("target:", 7.0),
+     ("part", None), ("image_id", "same"), ("probability:", "drop")],
+)  # fmt: skip
+def test_predictions_that_no_run_writes_are_named(
+    tmp_path: Path, store: Store, column: str, value: Any
+) -> None:
+    stage = stage_of(planned(store)[0], "score")
+    label, count = stage.data.labels[0], 12
+    fields: dict[str, Any] = {
+        "image_id": [f"i{n}" for n in range(count)],
+        "patient_id": ["p"] * count,
+    }
+    fields["part"] = ["val", "test"] * (count // 2)
+    for each in stage.data.labels:
+        fields |= {f"target:{each}": [0.0, 0.0, 1.0] * 4, f"probability:{each}": [0.5] * count}
+    table, path = pd.DataFrame(fields), tmp_path / "predictions.parquet"
+    table.to_parquet(path)
+    assert score(stage, path, path, tmp_path)["images"] == 6
+    name = column + label if column.endswith(":") else column
+    if value == "drop":
+        table = table.drop(columns=name)
+    else:
+        table[name] = value * count if isinstance(value, list) else value
+    table.to_parquet(path)
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        score(stage, path, path, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["5", "[1]", '{"done": [], "of": {}}', '{"seconds": []}', "null"])
+def test_odd_notes_of_progress_are_none(store: Store, text: str) -> None:
+    work = store.partial("fit-x-0123456789abcdef")
+    (work / "states").mkdir()
+    (work / "progress.json").write_text(text)
+    artefact = store.folder("artefacts", "fit-x-0123456789abcdef")
+    (artefact / "stage.json").write_text('{"name": "x", "version": "new", "source": "s"}')
+    [found] = read_status(store)["unfinished"]
+    assert found["progress"] == "no step yet"
+    assert worker._spent_before(work) == 0
+
+
+def test_half_a_character_in_yaml_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text('name: "\\ud800"\n')
+    with pytest.raises(ConfigError, match="no Unicode text"):
+        read_yaml(path)
+    path.write_text('name: "\\u00e9\\U0001F600"\n')
+    assert read_yaml(path) == {"name": "\u00e9\U0001f600"}
 
 
 @FEW

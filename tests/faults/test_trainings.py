@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,11 +17,11 @@ import pytest
 import torch
 
 from cxrbench.core.columns import FILE
-from cxrbench.core.errors import CannotWriteError, CxrbenchError
+from cxrbench.core.errors import CannotWriteError, CxrbenchError, DataError
 from cxrbench.core.record import read_records
 from cxrbench.core.store import Store, require_room
 from cxrbench.data import module as loaders
-from cxrbench.runner import training, worker
+from cxrbench.runner import callbacks, training, worker
 from cxrbench.runner.checkpoint import AtomicCheckpointIO, newest_state
 from cxrbench.runner.finish import write_records
 
@@ -161,6 +162,31 @@ def test_a_foreign_state_of_slurm_is_not_begun_with(
     assert facts["resumed"] is False and facts["epochs"] == 2
 
 
+def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the middle of a step that never ends; two signals within a moment are one."""
+    monkeypatch.setattr(callbacks, "TWICE", 0.4)
+
+    def hang() -> None:
+        save = callbacks.SaveState(tmp_path, None, None, steps=0, seconds=0)  # type: ignore[arg-type]
+        save.on_train_start(None, None)  # type: ignore[arg-type]
+        (tmp_path / "begun").touch()
+        while True:
+            time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=hang)
+    process.start()
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    for _ in range(2):
+        process.terminate()
+    process.join(0.2)
+    assert process.is_alive()
+    time.sleep(0.5)
+    process.terminate()
+    process.join(1)
+    assert process.exitcode == -signal.SIGTERM
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
@@ -181,7 +207,7 @@ def test_a_state_that_does_not_fit_on_the_disk_leaves_the_one_before(small_disk:
         CannotWriteError, match=r"960,000 bytes are needed, \d{3},\d{3} bytes are free"
     ):
         io.save_checkpoint(large, path)
-    assert torch.equal(io.load_checkpoint(path)["w"], small["w"])
+    assert torch.equal(torch.load(path, weights_only=True)["w"], small["w"])
     assert [file.name for file in small_disk.iterdir()] == [path.name]
 
 
@@ -235,6 +261,14 @@ def test_a_hostile_state_is_refused_and_nothing_of_it_runs(store: Store, tmp_pat
     assert not fired.exists()
     torch.load(path, weights_only=False)
     assert fired.exists(), "the bomb is a bomb"
+
+
+@pytest.mark.parametrize("content", [{}, [], 5, {"state_dict": {}, "epoch": 1}], ids=str)
+def test_tensors_that_are_no_state_are_refused_by_name(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "state-00000-000000001.ckpt"
+    torch.save(content, path)
+    with pytest.raises(DataError, match=rf"{path.name}: not a training state .* delete"):
+        AtomicCheckpointIO().load_checkpoint(path)
 
 
 @pytest.mark.parametrize(

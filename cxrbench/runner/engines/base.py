@@ -37,6 +37,9 @@ class Engine(Protocol[W]):
     def finished(self, running: W) -> None:
         """The sweep has seen that a worker ended."""
 
+    def set_aside(self, running: W) -> bool:
+        """Give no more work to the device that failed under a worker; False where no other is left."""
+
     def stop(self, workers: list[W], *, at_once: Callable[[], bool]) -> None:
         """Ask workers to save and end (SIGTERM); kill them when `at_once`, or after a grace time."""
 

@@ -59,6 +59,7 @@ class LocalEngine:
         self.execution = execution
         self.free = list(range(execution.slots))
         self.on_gpu = Counter[int]()  # workers, by the place of their GPU
+        self.broken: set[str] = set()  # GPUs that failed in this sweep
         self.processes = _processes()
         _serve(self.processes)
         # In a thread, so that the sweep can be seen and stopped while the server imports.
@@ -97,9 +98,25 @@ class LocalEngine:
         )
 
     def finished(self, running: Running) -> None:
-        """Give a slot back."""
-        self.free.append(running.slot)
+        """Give a slot back, unless its GPU failed."""
         self.on_gpu[self._place(running.slot)] -= 1
+        if not self._is_broken(running.slot):
+            self.free.append(running.slot)
+
+    def set_aside(self, running: Running) -> bool:
+        """Use the GPUs of a worker no more; False, and nothing changes, where there is no other."""
+        if self.execution.accelerator != "gpu":
+            return False
+        names = set(self._gpus(running.slot))
+        others = [s for s in range(self.execution.slots) if not names & set(self._gpus(s))]
+        if all(self._is_broken(slot) for slot in others):
+            return False
+        self.broken |= names
+        self.free = [slot for slot in self.free if not self._is_broken(slot)]
+        return True
+
+    def _is_broken(self, slot: int) -> bool:
+        return bool(self.broken) and not self.broken.isdisjoint(self._gpus(slot))
 
     def stop(self, workers: list[Running], *, at_once: Callable[[], bool]) -> None:
         """Ask workers to save and end; kill what has not after the grace time, or when `at_once`."""

@@ -205,6 +205,10 @@ class RayEngine:
         self.running += 1
         return Task(self.remote.remote(job, log, handed, LOSSES + 1))
 
+    def set_aside(self, running: Task) -> bool:
+        """False: Ray says which GPUs a task gets, and this sweep cannot keep one from it."""
+        return False
+
     def finished(self, running: Task) -> None:
         """The sweep has seen that a task ended."""
         self.running -= 1
