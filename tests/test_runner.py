@@ -18,6 +18,7 @@ from cxrbench.core.store import Store
 from cxrbench.data.table import Table
 from cxrbench.leaderboard.collect import collect
 from cxrbench.runner.bench import Result, plan_bench, run_bench
+from cxrbench.runner.plan import make_plan
 from cxrbench.runner.unfold import PlannedRun
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -165,6 +166,20 @@ class Striped:
         root.mkdir()
         loaded = Registry([STRIPED]).load("datasets", "striped")
         return loaded.fake(root, images=160)
+
+
+def test_a_remembered_plan_is_the_plan(tmp_path: Path) -> None:
+    spec = BenchSpec.parse(
+        {"preset": "quick", "methods": ["densenet121", "aecnn"], "seeds": [0, 1], "datasets": [
+            {"name": "phantom", "split": "cv5", "folds": [0, 2], "params": {"images": 60}}]},
+        where="test",
+    )  # fmt: skip
+    made, remembered = (make_plan(spec, Registry(), Store(tmp_path)) for _ in range(2))
+    assert len(made.runs) == 8
+    assert {(run.fold, run.seed) for run in made.runs} == {(0, 0), (0, 1), (2, 0), (2, 1)}
+    assert all(made.graph[run.final].data.fold == run.fold for run in made.runs)
+    assert json.dumps(remembered.to_json()) == json.dumps(made.to_json())
+    assert remembered.demand() == made.demand()
 
 
 def test_leaking_plan_is_refused_before_anything_runs(tmp_path: Path) -> None:
