@@ -116,7 +116,7 @@ def _placements(positive: BoolArray, score: FloatArray) -> FloatArray:
     order = np.argsort(score)  # not stable: the order within a tie decides nothing
     ranked, above = score[order], positive[order]
     last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # of each group of ties
-    ups = np.cumsum(above)[last]  # positives up to the end of a group
+    ups = np.cumsum(above, dtype=np.intp)[last]  # positives up to the end of a group
     sizes, downs = np.diff(last, prepend=-1), last + 1 - ups
     placed = np.empty(score.shape)
     placed[order] = np.where(

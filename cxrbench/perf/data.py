@@ -27,7 +27,8 @@ from cxrbench.core.store import Store
 from cxrbench.data.index import Index
 from cxrbench.data.module import CxrDataModule
 from cxrbench.data.painter import paint_image, sample_cohort
-from cxrbench.data.pixels import Grey, decode, open_pixels, resize
+from cxrbench.data.pixel_cache import open_pixels
+from cxrbench.data.pixels import Grey, decode, resize
 from cxrbench.nn.backbones import ImageNetInput, to_unit
 from cxrbench.perf.harness import (
     Absent,
@@ -296,7 +297,9 @@ def _making(folder: Path, paths: list[Path], size: int) -> Iterator[Item]:
             store = Store(folder / f"store-{cores}-{next(number)}")
             with on_cores(cores):
                 cache = open_pixels(
-                    lambda row: resize(decode(paths[row]), size),
+                    lambda row, sizes: [
+                        resize(film, side) for film in [decode(paths[row])] for side in sizes
+                    ],
                     [p.name for p in paths],
                     {},
                     size,

@@ -19,6 +19,7 @@ from cxrbench.core.stage import DataView, Stage, find_leaks
 from cxrbench.core.store import Store, read_json, write_atomic
 from cxrbench.runner.bind import Binding, Progress, bind
 from cxrbench.runner.graph import Graph, Table, from_json, graph_of, pack, to_json, unpack
+from cxrbench.runner.sides import Sides, sides_of
 from cxrbench.runner.unfold import PlannedRun, Setting, unfold
 
 # Where data lie is no part of a plan's identity, nor is what a cluster is asked for.
@@ -36,6 +37,7 @@ class Plan:
     bindings: dict[str, Binding]
     roots: dict[str, Path | None]
     leaks: list[str] = field(default_factory=list)
+    sides: Sides = field(default_factory=dict)  # at which raw images are read
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON, for jobs that leave its records."""
@@ -44,6 +46,7 @@ class Plan:
             "runs": [run.model_dump(mode="json") for run in self.runs],
             "nodes": to_json(self.graph),
             "bindings": [b.model_dump(mode="json") for b in self.bindings.values()],
+            "sides": self.sides,
         }
 
     @classmethod
@@ -51,7 +54,8 @@ class Plan:
         """The plan of `to_json`, without the folders of its data."""
         runs = [PlannedRun.parse(run, where=where) for run in value["runs"]]
         bindings = [Binding.parse(each, where=where) for each in value["bindings"]]
-        return cls(value["name"], runs, from_json(value["nodes"]), _by_name(bindings), {})
+        graph, sides = from_json(value["nodes"]), value.get("sides", {})
+        return cls(value["name"], runs, graph, _by_name(bindings), {}, sides=sides)
 
     def stages_of(self, run: PlannedRun) -> Graph:
         """The stages of one run, parents first."""
@@ -167,7 +171,8 @@ def _unfold_all(
         for leak in find_leaks(each.final)
     ]
     last = [stage for each in unfolded for stage in (each.final, *each.analyses.values())]
-    return Plan(spec.name, runs, graph_of(last), _by_name(bindings), roots, leaks)
+    graph = graph_of(last)
+    return Plan(spec.name, runs, graph, _by_name(bindings), roots, leaks, sides_of(graph.values()))
 
 
 def _pack(plan: Plan) -> dict[str, Any]:
@@ -178,7 +183,13 @@ def _pack(plan: Plan) -> dict[str, Any]:
         for run in plan.runs
     ]
     graph = pack(to_json(plan.graph))
-    return {"runs": runs, "params": params.rows, "graph": graph, "leaks": plan.leaks}
+    return {
+        "runs": runs,
+        "params": params.rows,
+        "graph": graph,
+        "leaks": plan.leaks,
+        "sides": plan.sides,
+    }
 
 
 def _views_named(spec: BenchSpec, methods: list[MethodEntry]) -> set[str]:
@@ -226,4 +237,4 @@ def _read_plan(
         graph, leaks = from_json(unpack(value["graph"])), list(value["leaks"])
     except (KeyError, IndexError, TypeError, DataError) as error:
         raise DataError(f"{path}: not a plan ({error}); delete it to have it made again") from None
-    return Plan(spec.name, runs, graph, _by_name(bindings), roots, leaks)
+    return Plan(spec.name, runs, graph, _by_name(bindings), roots, leaks, value["sides"])
