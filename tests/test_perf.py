@@ -439,6 +439,9 @@ def test_planning_and_status_count_everything(tmp_path: Path) -> None:
     assert isinstance(memory, Counted)
     assert time.value() > 0
     assert memory.value() >= 0
+    cpu = found["sweep/plan-cpu"]
+    assert isinstance(cpu, Counted)
+    assert 0 < cpu.value() <= time.value() + 0.1
     assert len(sweep.many_runs(20)["seeds"]) * 10 == 20
 
 

@@ -549,10 +549,11 @@ def test_a_build_that_was_cut_off_goes_on(
         lambda f: (f / "images.npy").write_bytes(b"half"),
         lambda f: (f / "rows.json").write_text("{"),
         lambda f: (f / "rows.json").write_text("[]"),
+        lambda f: (f / "rows.json").write_text('{"rows": 7, "unreadable": {}}'),
         lambda f: (f / "rows.json").unlink(),
         lambda f: np.save(f / "images.npy", np.zeros((5, 16, 16), np.uint8)),
     ],
-    ids=["half", "torn", "other", "gone", "short"],
+    ids=["half", "torn", "other", "beyond", "gone", "short"],
 )
 def test_an_unfinished_cache_that_is_damaged_begins_anew(
     store: Store, paths: list[Path], monkeypatch: pytest.MonkeyPatch, damage: Any
@@ -608,6 +609,14 @@ def test_a_killed_build_goes_on_behind_its_last_block(store: Store) -> None:
 def test_a_wrong_shape_is_never_written(store: Store) -> None:
     with pytest.raises(ValueError, match=r"row 0: uint8 \(3, 3\); expected uint8 at 4 px"):
         open_pixels(lambda row, sizes: [np.zeros((3, 3), np.uint8)], ["x"], {}, 4, store)
+
+
+def test_a_reader_s_own_error_is_not_called_a_full_disk(store: Store) -> None:
+    def read(row: int, sizes: Sequence[int]) -> list[Grey]:
+        raise FileNotFoundError(2, "No such file", "film.bin")
+
+    with pytest.raises(FileNotFoundError, match=r"film\.bin"):
+        open_pixels(read, ["x"], {}, 4, store)
 
 
 def test_a_full_disk_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,6 +223,7 @@ def test_a_reader_with_rules_of_its_own_for_a_size_is_asked_for_each(tmp_path: P
         def read_image(cls, index: Any, row: int, size: int) -> Any:
             return np.full((size, size), size, np.uint8)
 
+    assert Kermany.one_film() and not Odd.one_film()
     images = Odd.read_images(None, 0, [20, 30])
     assert [(image.shape, image[0, 0]) for image in images] == [((20, 20), 20), ((30, 30), 30)]
 

@@ -87,15 +87,19 @@ class CxrDataset:
         return decode(index.path(row))
 
     @classmethod
+    def one_film(cls) -> bool:
+        """Whether an image at any size is `read_film` resized: so it is unless `read_image` is overridden."""
+        return (
+            getattr(cls.read_image, "__func__", None) is CxrDataset.__dict__["read_image"].__func__
+        )
+
+    @classmethod
     def read_images(
         cls, index: Index, row: int, sizes: Sequence[int]
     ) -> list[npt.NDArray[np.uint8]]:
-        """`read_image` at several sizes; a film is decoded once for all."""
-        if (
-            getattr(cls.read_image, "__func__", None)
-            is not CxrDataset.__dict__["read_image"].__func__
-        ):
-            return [cls.read_image(index, row, size) for size in sizes]  # it has rules of its own
+        """`read_image` at several sizes; a film is decoded once for all where it can be."""
+        if not cls.one_film():
+            return [cls.read_image(index, row, size) for size in sizes]
         film = cls.read_film(index, row)
         return [resize(film, size) for size in sizes]
 

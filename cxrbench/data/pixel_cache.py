@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from cxrbench.core.digest import digest
 from cxrbench.core.errors import CannotWriteError, DataError
-from cxrbench.core.store import Store, fsync_tree, read_json, why_not, write_json
+from cxrbench.core.store import Store, fsync_tree, read_json, unwritable, why_not, write_json
 from cxrbench.data.pixels import DECODER, Grey, UnreadableImageError
 
 # One row at these sides, [S, S] each.
@@ -130,9 +130,9 @@ class Unfinished:
             if images.shape != (self.count, self.side, self.side) or images.dtype != np.uint8:
                 return None, {}
             note = read_json(self.work / "rows.json")
-            return int(note["rows"]), {
-                int(row): str(why) for row, why in note["unreadable"].items()
-            }
+            rows = int(note["rows"])
+            unreadable = {int(row): str(why) for row, why in note["unreadable"].items()}
+            return (rows, unreadable) if 0 <= rows <= self.count else (None, {})
         except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, DataError):
             return None, {}  # begun anew: nothing else may be known of what lies there
 
@@ -190,6 +190,8 @@ def build(
             for size in sizes:
                 size.publish(places[size.side][1])
         except OSError as error:
+            if unwritable(error) is None:  # a reader's own
+                raise
             where = next(iter(places.values()))[0]
             raise CannotWriteError(f"{where}: cannot write ({why_not(error, where)})") from error
 

@@ -71,9 +71,11 @@ class Context:
         """The pixels of a view at a size, with the parts of its fold."""
         opened = self.open(view)
         count = len(opened.index)
-        also = self.sides.get(images_key(view), []) if view.images is None else []
+        also: list[int] = []
         if view.images is None:
             contents, identity = opened.contents, _drawn_by(view)
+            if opened.cls.one_film():  # else nothing is saved by making other sizes now
+                also = self.sides.get(images_key(view), [])
 
             def read(row: int, sizes: Sequence[int]) -> Sequence[Grey]:
                 images: list[Grey] = opened.cls.read_images(opened.index, row, sizes)
