@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import Field
 
-from cxrbench.core.digest import canonical_json, digest, source_digest
+from cxrbench.core.digest import canonical_json, canonical_object, digest, source_digest
 from cxrbench.core.errors import (
     CannotWriteError,
     ConfigError,
@@ -42,7 +42,7 @@ from cxrbench.core.stage import (
 from cxrbench.core.store import Lock, Store, read_json, write_atomic, write_json
 from cxrbench.core.treeprint import scan_files, tree_fingerprint
 from cxrbench.core.yamlfile import MAX_BYTES, parse_yaml, read_yaml
-from cxrbench.runner.graph import from_json, graph_of, to_json
+from cxrbench.runner.graph import from_json, graph_of, pack, to_json, unpack
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 RECORDS = Path(__file__).parent / "data" / "records"
@@ -87,6 +87,14 @@ def test_canonical_json_is_one_text_for_equal_values() -> None:
     random.Random(0).shuffle(shuffled)
     assert digest(dict(shuffled)) == digest(value)
     assert digest({"a": 1}) != digest({"a": "1"}) != digest({"a": True})
+
+
+@pytest.mark.parametrize("prepared", [(), ("b",), ("a", "d"), ("a", "b", "c", "d", "ä")])
+def test_an_object_put_together_from_texts_is_the_whole_s_text(prepared: tuple[str, ...]) -> None:
+    value = {"d": {"y": 1.5, "x": None}, "b": "ü", "a": [], "ä": 1e-05, "c": {}}
+    texts = {key: canonical_json(value[key]) for key in prepared}
+    rest = {key: each for key, each in value.items() if key not in texts}
+    assert canonical_object(rest, texts) == canonical_json(value)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, {"a": [-math.inf]}])
@@ -296,6 +304,40 @@ def test_graphs_survive_json() -> None:
     assert again.data == last.data
     assert again.target == last.target
     assert next(iter(again.inputs.values())).data.images is not None
+
+
+def test_a_digest_is_that_of_the_whole_content() -> None:
+    for stage in a_graph().ancestry().values():
+        data = stage.data.pixels() if stage.kind == "transform" else stage.data.identity()
+        content = {
+            "kind": stage.kind, "name": stage.name, "version": stage.version, "params": dict(stage.params),
+            "data": data, "seed": stage.seed, "part": stage.part,
+            "inputs": {name: parent.digest for name, parent in stage.inputs.items()},
+        }  # fmt: skip
+        assert stage.digest == digest(content)
+
+
+def test_what_stages_share_is_written_once() -> None:
+    params = Params(width=3)
+    views = [replace(VIEW, fold=fold) for fold in range(4)]
+    folds = [final(fit(Part, view, params), view) for view in views]
+    nodes = to_json(graph_of([*folds, a_graph()]))
+    packed = json.loads(json.dumps(pack(nodes)))
+    assert unpack(packed) == json.loads(json.dumps(nodes))
+    assert sum(row.get("width") == 3 for row in packed["params"]) == 2, "one a model of parameters"
+    assert [view["fold"] for view in packed["views"]][:4] == [0, 1, 2, 3], "three stages a view"
+    graph = from_json(unpack(packed))
+    assert list(graph) == [node["digest"] for node in nodes]
+    assert len({id(stage.params) for stage in graph.values() if stage.kind == "fit"}) < len(folds)
+    with pytest.raises(DataError, match="not its content's"):
+        from_json(unpack({**packed, "params": [{**row, "width": 9} for row in packed["params"]]}))
+
+
+def test_equal_models_have_a_dump_each_and_one_model_has_one() -> None:
+    one, other = Params(width=3), Params(width=3)
+    assert one.dumped() is one.dumped()
+    assert one.dumped() == other.dumped()
+    assert one.model_copy(update={"width": 4}).dumped() == {**other.dumped(), "width": 4}
 
 
 @pytest.mark.parametrize(

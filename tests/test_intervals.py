@@ -55,6 +55,22 @@ def test_replicates_equal_scikit_learn_on_the_repeated_images(seed: int) -> None
             np.testing.assert_allclose(got, expected, rtol=0, atol=EXACT)
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [3, 11, 2, 11, -4, 100], [0, 10, 100, 1, 2, 19, 2, 999_999_999_999, 99], [10**12, 1, 2, 10], ["a\x80", "a"], ["aĀ", "a"], ["b", "a", "ab"], ["p10", "p9", "p1", "p1"], ["é", "z", "e", "zz"],
+        ["Ω", "z", "ω", "z"], ["patient00002", "patient00001", "p"], ["12345678", "1234567", "123456789"],
+        ["a\0b", "ab", "a", "a\0a"], [],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_clusters_are_numbered_in_the_order_of_their_text(ids: list[Any]) -> None:
+    codes, clusters = cluster_codes(np.asarray(ids if ids else np.empty(0, int)))
+    names = sorted({str(name) for name in ids})
+    assert codes.tolist() == [names.index(str(name)) for name in ids]
+    assert clusters == len(names)
+
+
 def test_undefined_replicates_are_dropped_and_counted() -> None:
     target, score, known, patient = _sample(1)
     target[:, 1] = np.where(patient == patient[0], 1.0, 0.0)  # every positive in one patient

@@ -3,6 +3,7 @@
 Nothing here depends on how long anything takes: clocks are faked, or times are not looked at.
 """
 
+import importlib.util
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -14,16 +15,20 @@ import numpy as np
 import pytest
 
 from cxrbench.core.errors import DataError, UsageError
-from cxrbench.perf import commands, data, report, statistics, suite, sweep, training
+from cxrbench.perf import caches, commands, data, growth, report, statistics, suite, sweep, training
 from cxrbench.perf.harness import (
     Absent,
     Comparison,
     Counted,
+    Curve,
     Goal,
     Harness,
     Item,
     NotAvailableError,
+    Row,
     close_arrays,
+    log_slope,
+    peak_memory,
     resampled,
     same_arrays,
 )
@@ -204,6 +209,43 @@ def test_equality_is_to_the_bit_or_to_a_bound() -> None:
     assert "against" in close_arrays(here, here[:1])
 
 
+def test_a_curve_s_exponent_is_that_of_its_law() -> None:
+    now = [0.0]
+
+    def work(size: int) -> Callable[[], Any]:
+        kept: list[Any] = []
+
+        def run() -> None:
+            kept[:] = [bytearray(1000 * size)]
+            now[0] += 3e-6 * size**2
+
+        return run
+
+    curve = Curve("g", "squares", "sides", (1000, 2000, 4000), work)
+    row = Harness(5, clock=lambda: now[0], shortest=1e-9).measure(curve)
+    assert row.exponent == pytest.approx(2)
+    assert row.exponent_interval == pytest.approx((2, 2))
+    assert row.memory_exponent == pytest.approx(1, abs=0.02)
+    assert row.points is not None
+    assert [point["size"] for point in row.points] == [1000, 2000, 4000]
+    assert row.points[0]["seconds"]["median"] == pytest.approx(3)
+    assert row.points[1]["megabytes"] == pytest.approx(2e6 / 2**20, rel=0.02)
+
+
+def test_peak_memory_counts_what_was_held_at_once() -> None:
+    def call() -> None:
+        for _ in range(4):
+            bytearray(5 * 2**20)
+
+    assert 5 <= peak_memory(call) < 6
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
+def test_slopes_in_logarithms(power: float) -> None:
+    sizes = (2, 4, 8, 16)
+    assert log_slope(sizes, 7 * np.array(sizes)[:, None] ** power) == pytest.approx(power)
+
+
 # --- results as files
 
 
@@ -262,6 +304,29 @@ def test_the_table_says_what_was_met_missed_refused_and_lacking(results: Path) -
     assert {line.count("|") for line in lines} == {8}
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_curves_have_a_table_of_their_own(tmp_path: Path, alone: bool) -> None:
+    point = {
+        "megabytes": 2.5,
+        "seconds": {"median": 0.004, "minimum": 0.004, "iqr": 0.0, "rounds": []},
+    }
+    curve = Row(
+        "g/x", "work", "no goal", axis="images", exponent=1.04, exponent_interval=(0.98, 1.1), memory_exponent=0.5,
+        points=[{"size": 1000, **point}, {"size": 2000, **point}],
+    )  # fmt: skip
+    rows = [curve] if alone else [Row("a", "b", "not available", why="c"), curve]
+    report.write_results(tmp_path / "r.json", rows, 7, "", 1.0)
+    text = report.markdown(report.read_results(tmp_path / "r.json"))
+    assert (
+        "| `g/x` | work | images | 1.04 | 0.98 to 1.10 | 0.50 | 1,000: 4 ms, 2.5 MB | 2,000: 4 ms, 2.5 MB |"
+        in text
+    )
+    assert ("| name | what | measured |" in text) is not alone
+    tables = [block for block in text.split("\n\n") if block.startswith("| name")]
+    assert len(tables) == (1 if alone else 2)
+    assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
+
+
 def test_what_is_no_result_is_said(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(DataError, match="not results of `cxrbench perf`"):
@@ -300,11 +365,28 @@ def checked(items: Iterator[Item]) -> dict[str, Item]:
 
 
 def test_batches_and_caches_hold_what_their_peers_compute(tmp_path: Path) -> None:
-    found = checked(data.comparisons(tmp_path, films=3, side=96, size=32, rows=70, batch=8))
+    found = checked(
+        data.comparisons(
+            tmp_path,
+            films=3,
+            side=96,
+            size=32,
+            rows=70,
+            batch=8,
+            sizes=(32, 48),
+            lengths=(300, 600),
+        )
+    )
     assert {"data/pillow", "data/opencv", "data/per-sample", "data/take", "cache/1-core"} <= set(
         found
     )
-    assert isinstance(found["data/torchxrayvision"], Absent)
+    here = importlib.util.find_spec("torchxrayvision") is not None
+    assert isinstance(found["data/torchxrayvision"], Comparison if here else Absent)
+
+
+def test_a_cache_of_more_images_needs_no_more_memory(tmp_path: Path) -> None:
+    few, many = (caches.build_memory(tmp_path / str(n), n) for n in (512, 2048))
+    assert many - few < 8, "2,048 images of 64 px are 8 MB themselves"
 
 
 def test_another_pixel_or_row_is_seen(tmp_path: Path) -> None:
@@ -357,6 +439,9 @@ def test_planning_and_status_count_everything(tmp_path: Path) -> None:
     assert isinstance(memory, Counted)
     assert time.value() > 0
     assert memory.value() >= 0
+    cpu = found["sweep/plan-cpu"]
+    assert isinstance(cpu, Counted)
+    assert 0 < cpu.value() <= time.value() + 0.1
     assert len(sweep.many_runs(20)["seeds"]) * 10 == 20
 
 
@@ -371,6 +456,15 @@ def test_shared_trainings_are_counted_on_miniatures(tmp_path: Path) -> None:
     # A fold: densenet121's training is the first of aecnn's three.
     assert item.value() == 6 / 8
     assert "6 of 8" in item.note
+
+
+def test_every_growing_work_can_be_done(tmp_path: Path) -> None:
+    curves = list(growth.comparisons(tmp_path, scale=10))
+    assert {curve.name for curve in curves if isinstance(curve, Curve)} == {c.name for c in curves}
+    for curve in curves:
+        assert isinstance(curve, Curve)
+        for size in sorted(set(curve.sizes))[:2]:
+            curve.work(size)()
 
 
 def test_commands_answer(tmp_path: Path) -> None:

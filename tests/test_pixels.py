@@ -1,8 +1,14 @@
 """Files to grey pixels: every kind of image is converted right or refused by name; the cache is safe."""
 
+import errno
+import json
+import signal
 import struct
+import subprocess
+import sys
 import threading
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +19,11 @@ import pytest
 from PIL import Image, ImageFile
 
 from cxrbench.core.digest import digest_file
-from cxrbench.core.errors import DataError
+from cxrbench.core.errors import CannotWriteError, DataError
 from cxrbench.core.store import Store
-from cxrbench.data.pixels import UnreadableImageError, decode, open_pixels, resize
+from cxrbench.data import pixel_cache
+from cxrbench.data.pixel_cache import open_pixels
+from cxrbench.data.pixels import UnreadableImageError, decode, resize
 
 Grey = npt.NDArray[np.uint8]
 
@@ -324,10 +332,15 @@ class Reader:
 
     def __init__(self, paths: list[Path], size: int) -> None:
         self.paths, self.size, self.calls = paths, size, 0
+        self.sides: set[int] = set()
+        self.asked: dict[int, set[int]] = {}
 
-    def __call__(self, row: int) -> Grey:
+    def __call__(self, row: int, sizes: Sequence[int]) -> list[Grey]:
         self.calls += 1
-        return resize(decode(self.paths[row]), self.size)
+        self.sides |= set(sizes)
+        self.asked[row] = set(sizes)
+        film = decode(self.paths[row])
+        return [resize(film, size) for size in sizes]
 
 
 @pytest.fixture
@@ -415,7 +428,7 @@ def test_two_builders_at_once_build_it_once(store: Store, paths: list[Path]) -> 
 
 
 def test_a_build_that_fails_leaves_nothing_that_looks_done(store: Store, paths: list[Path]) -> None:
-    def fail(row: int) -> Grey:
+    def fail(row: int, sizes: Sequence[int]) -> list[Grey]:
         raise MemoryError if row == 3 else UnreadableImageError("x")
 
     contents = [digest_file(p) for p in paths]
@@ -458,3 +471,158 @@ def test_a_damaged_cache_is_reported_with_its_repair(
     with pytest.raises(DataError, match=r"damaged pixel cache; delete the folder") as error:
         opened(paths, store)
     assert str(folder) in str(error.value)
+
+
+# --- several sizes, and builds that were cut off
+
+
+def test_one_decode_makes_every_size(store: Store, paths: list[Path]) -> None:
+    contents = [digest_file(p) for p in paths]
+    reader = Reader(paths, 16)
+    open_pixels(reader, contents, {}, 16, store, also=[40, 24, 16])
+    assert reader.calls == 6
+    for size in (16, 24, 40):
+        again = Reader(paths, size)
+        cache = open_pixels(again, contents, {}, size, store)
+        assert again.calls == 0
+        for row, path in enumerate(paths):
+            np.testing.assert_array_equal(cache.images[row], resize(decode(path), size))
+    late = Reader(paths, 9)
+    open_pixels(late, contents, {}, 9, store, also=[16, 24])
+    assert late.sides == {9}, "what is there is not made again"
+
+
+def test_a_size_that_another_builds_is_left_to_it(store: Store, paths: list[Path]) -> None:
+    contents = [digest_file(p) for p in paths]
+    cache = open_pixels(Reader(paths, 24), contents, {}, 24, store)
+    (cache.folder / "done.json").unlink()
+    busy = store.lock(f"pixels-{cache.folder.name}")
+    assert busy.acquire(wait=False)
+    reader = Reader(paths, 16)
+    open_pixels(reader, contents, {}, 16, store, also=[24])
+    assert reader.sides == {16}
+    busy.release()
+
+
+def unfinished(store: Store) -> list[int]:
+    return [json.loads(p.read_text())["rows"] for p in store.root.glob("partial/*/rows.json")]
+
+
+def test_a_build_that_was_cut_off_goes_on(
+    store: Store, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixel_cache, "BLOCK", 2)
+    paths[0].write_bytes(b"")
+    contents = [digest_file(p) for p in paths]
+
+    class Killed(BaseException):
+        pass
+
+    class Cut(Reader):
+        def __call__(self, row: int, sizes: Sequence[int]) -> list[Grey]:
+            if row == 5:
+                raise Killed
+            return super().__call__(row, sizes)
+
+    with pytest.raises(Killed):
+        open_pixels(Cut(paths, 16), contents, {}, 16, store, also=[24])
+    assert unfinished(store) == [4, 4]
+    told: list[int] = []
+    reader = Reader(paths, 16)
+    # Now another size too: the two old ones are gone on with, the new one begins at the start.
+    cache = open_pixels(
+        reader, contents, {}, 16, store, lambda done, of: told.append(done), also=[24, 32]
+    )
+    assert (reader.calls, told) == (6, [2, 4, 6])
+    assert reader.asked == {row: {32} for row in range(4)} | {row: {16, 24, 32} for row in (4, 5)}
+    assert list(cache.unreadable) == [0], "it was found by the try that was cut off"
+    for size in (16, 24, 32):
+        images = open_pixels(Reader(paths, size), contents, {}, size, store).images
+        for row, path in enumerate(paths[1:], start=1):
+            np.testing.assert_array_equal(images[row], resize(decode(path), size))
+    assert not list((store.root / "partial").iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda f: (f / "images.npy").write_bytes(b"half"),
+        lambda f: (f / "rows.json").write_text("{"),
+        lambda f: (f / "rows.json").write_text("[]"),
+        lambda f: (f / "rows.json").write_text('{"rows": 7, "unreadable": {}}'),
+        lambda f: (f / "rows.json").unlink(),
+        lambda f: np.save(f / "images.npy", np.zeros((5, 16, 16), np.uint8)),
+    ],
+    ids=["half", "torn", "other", "beyond", "gone", "short"],
+)
+def test_an_unfinished_cache_that_is_damaged_begins_anew(
+    store: Store, paths: list[Path], monkeypatch: pytest.MonkeyPatch, damage: Any
+) -> None:
+    monkeypatch.setattr(pixel_cache, "BLOCK", 2)
+    contents = [digest_file(p) for p in paths]
+    reader = Reader(paths, 16)
+
+    def stop(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_pixels(reader, contents, {}, 16, store, stop)
+    damage(next(store.root.glob("partial/pixels-*")))
+    again = Reader(paths, 16)
+    images = open_pixels(again, contents, {}, 16, store).images
+    assert again.calls == 6
+    for row, path in enumerate(paths):
+        np.testing.assert_array_equal(images[row], resize(decode(path), 16))
+
+
+BUILDER = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from cxrbench.core.store import Store
+from cxrbench.data import pixel_cache
+pixel_cache.BLOCK = 8
+def read(row, sizes):
+    if row == 29 and sys.argv[2] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.write(1, f"{row}\\n".encode())
+    return [np.full((s, s), row, np.uint8) for s in sizes]
+pixel_cache.open_pixels(read, ["x"] * 40, {}, 16, Store(Path(sys.argv[1])), also=[20])
+"""
+
+
+def test_a_killed_build_goes_on_behind_its_last_block(store: Store) -> None:
+    def run(what: str) -> tuple[int, set[int]]:
+        words = [sys.executable, "-c", BUILDER, str(store.root), what]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+        return done.returncode, {int(row) for row in done.stdout.split()}
+
+    code, before = run("die")
+    assert code == -signal.SIGKILL and set(range(24)) <= before
+    assert run("live") == (0, set(range(24, 40)))
+    for folder in store.root.glob("pixels/*"):
+        images = np.load(folder / "images.npy")
+        assert (images == np.arange(40)[:, None, None]).all()
+    assert len(list(store.root.glob("pixels/*"))) == 2
+
+
+def test_a_wrong_shape_is_never_written(store: Store) -> None:
+    with pytest.raises(ValueError, match=r"row 0: uint8 \(3, 3\); expected uint8 at 4 px"):
+        open_pixels(lambda row, sizes: [np.zeros((3, 3), np.uint8)], ["x"], {}, 4, store)
+
+
+def test_a_reader_s_own_error_is_not_called_a_full_disk(store: Store) -> None:
+    def read(row: int, sizes: Sequence[int]) -> list[Grey]:
+        raise FileNotFoundError(2, "No such file", "film.bin")
+
+    with pytest.raises(FileNotFoundError, match=r"film\.bin"):
+        open_pixels(read, ["x"], {}, 4, store)
+
+
+def test_a_full_disk_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.raises(CannotWriteError, match="No space left on device"):
+        open_pixels(lambda row, sizes: [np.zeros((4, 4), np.uint8)], ["x"], {}, 4, store)

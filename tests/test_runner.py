@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -17,10 +18,16 @@ from cxrbench.core.record import read_records
 from cxrbench.core.registry import Registry
 from cxrbench.core.spec import BenchSpec, Execution
 from cxrbench.core.store import Store
+from cxrbench.data import pixels
+from cxrbench.data.kermany import Kermany
 from cxrbench.data.table import Table
 from cxrbench.leaderboard.collect import collect
 from cxrbench.runner.bench import Result, plan_bench, run_bench
+from cxrbench.runner.chains import write_job
+from cxrbench.runner.context import Told
+from cxrbench.runner.plan import make_plan
 from cxrbench.runner.unfold import PlannedRun
+from cxrbench.runner.worker import Job
 
 PLUGINS = Path(__file__).parent / "plugins"
 SMALL, STRIPED = PLUGINS / "small.py", PLUGINS / "striped.py"
@@ -189,6 +196,71 @@ class Striped:
         root.mkdir()
         loaded = Registry([STRIPED]).load("datasets", "striped")
         return loaded.fake(root, images=160)
+
+
+def test_a_remembered_plan_is_the_plan(tmp_path: Path) -> None:
+    spec = BenchSpec.parse(
+        {"preset": "quick", "methods": ["densenet121", "aecnn"], "seeds": [0, 1], "datasets": [
+            {"name": "phantom", "split": "cv5", "folds": [0, 2], "params": {"images": 60}}]},
+        where="test",
+    )  # fmt: skip
+    made, remembered = (make_plan(spec, Registry(), Store(tmp_path)) for _ in range(2))
+    assert len(made.runs) == 8
+    assert {(run.fold, run.seed) for run in made.runs} == {(0, 0), (0, 1), (2, 0), (2, 1)}
+    assert all(made.graph[run.final].data.fold == run.fold for run in made.runs)
+    texts = [json.dumps(plan.to_json(), sort_keys=True) for plan in (remembered, made)]
+    assert texts[0] == texts[1]
+    assert remembered.demand() == made.demand()
+
+
+def test_one_decode_serves_every_size_of_a_plan(tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    films.mkdir()
+    spec = BenchSpec.parse(
+        {"preset": "quick", "methods": ["densenet121", {"name": "densenet121", "params": {"recipe": {"load": 80}}}],
+         "datasets": [{"name": "kermany", "path": str(Kermany.fake(films)), "split": "cv5", "folds": [0],
+                       "params": {"task": "pneumonia"}}]},
+        where="test",
+    )  # fmt: skip
+    store, registry = Store(tmp_path / "store"), Registry()
+    plan = make_plan(spec, registry, store)
+    (sides,) = plan.sides.values()
+    assert len(sides) > 1
+    assert make_plan(spec, registry, store).sides == plan.sides
+    chain = [next(stage for stage in plan.graph.values() if stage.kind == "fit")]
+    job = Job(write_job(tmp_path / "job.json", plan, store, registry, Execution(), chain))
+    assert job.sides == plan.sides
+    context, view = job.context(), chain[0].data
+    with mock.patch("cxrbench.data.base.decode", wraps=pixels.decode) as decoded:
+        material = context.material(view, sides[0])
+        assert decoded.call_count == len(material.pixels)
+        again = context.material(view, sides[-1])
+    assert decoded.call_count == len(material.pixels), "the other size was there already"
+    index = material.opened.index
+    np.testing.assert_array_equal(again.pixels[3], Kermany.read_image(index, 3, sides[-1]))
+
+
+def test_a_reader_with_rules_of_its_own_for_a_size_is_asked_for_each(tmp_path: Path) -> None:
+    class Odd(Kermany):
+        @classmethod
+        def read_image(cls, index: Any, row: int, size: int) -> Any:
+            return np.full((size, size), size, np.uint8)
+
+    assert Kermany.one_film() and not Odd.one_film()
+    images = Odd.read_images(None, 0, [20, 30])
+    assert [(image.shape, image[0, 0]) for image in images] == [((20, 20), 20), ((30, 30), 30)]
+
+
+def test_progress_of_decoding_is_told_with_its_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    now = iter([0.0, 1.0, 2.0, 11.0, 12.0])
+    told = Told(clock=lambda: next(now), every=5.0)
+    for done in (100, 200, 600, 1000):
+        told(done, 1000)
+    assert capsys.readouterr().out.splitlines() == [
+        "decoding images 100/1000",
+        "decoding images 600/1000, 50 a second, 8 s left",
+        "decoding images 1000/1000, 82 a second",
+    ]
 
 
 def test_leaking_plan_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def perf(
     only: Annotated[
-        list[str], typer.Option(help="Only data, statistics, training, sweep or commands.")
+        list[str], typer.Option(help="Only data, statistics, training, sweep, commands or growth.")
     ] = [],  # noqa: B006 - typer copies it
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of each comparison.")] = 7,
     spec: Annotated[
@@ -74,6 +74,9 @@ def perf(
 def _tell(row: "Row") -> None:
     from cxrbench.perf.report import cells
 
+    if row.points:
+        say(f"{row.name}: {row.axis} to the power of {row.exponent:.2f}")
+        return
     _, _, measured, interval, goal, *_ = cells(row.as_json())
     spread = f" [{interval}]" if interval else ""
     say(f"{row.name}: {measured.replace('*', '')}{spread}  {goal}  {row.why}".rstrip())

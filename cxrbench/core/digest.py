@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,42 @@ from cxrbench.core.patience import patient
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
+# `json.dumps` would make an encoder for each of thousands of short values.
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+
+
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no blanks, no NaN."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    return _ENCODER.encode(value)
 
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value, hexadecimal."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return digest_text(canonical_json(value))
+
+
+def digest_text(text: str) -> str:
+    """SHA-256 of a text that is canonical JSON already."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def canonical_object(value: Mapping[str, Any], texts: Mapping[str, str]) -> str:
+    """The canonical JSON of {**value, **texts}, where those of `texts` are canonical JSON already."""
+    members: list[str] = []
+    between: dict[str, Any] = {}  # encoded together, as a call of the encoder costs much
+    for key in sorted([*value, *texts]):
+        if key not in texts:
+            between[key] = value[key]
+            continue
+        if between:
+            members.append(canonical_json(between)[1:-1])
+            between = {}
+        members.append(f"{canonical_json(key)}:{texts[key]}")
+    if between:
+        members.append(canonical_json(between)[1:-1])
+    return "{" + ",".join(members) + "}"
 
 
 def digest_lines(lines: Iterable[str]) -> str:

@@ -3,10 +3,12 @@
 import reprlib
 import types
 import typing
+from functools import cached_property, lru_cache
 from typing import Any, Self, Union
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cxrbench.core.digest import canonical_json
 from cxrbench.core.errors import ConfigError
 from cxrbench.core.nearest import nearest
 
@@ -20,6 +22,10 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def dumped(self) -> "Dumped":
+        """This model as JSON; the same object each time, which nobody may change."""
+        return _dumped(_Same(self))
+
     @classmethod
     def parse(cls, value: Any, *, where: str) -> Self:
         """Validate a value; `where` (a file or an option) leads the error message."""
@@ -27,6 +33,33 @@ class Frozen(BaseModel):
             return cls.model_validate(value)
         except ValidationError as error:
             raise ConfigError(_explain(error, cls, where)) from None
+
+
+class Dumped(dict[str, Any]):
+    """A JSON object that stays as it is and keeps its canonical text: thousands of stages share one."""
+
+    @cached_property
+    def text(self) -> str:
+        """Its canonical JSON."""
+        return canonical_json(self)
+
+
+class _Same:
+    """A model under its identity: models that hold dicts or lists have no hash of their own."""
+
+    def __init__(self, model: Frozen) -> None:
+        self.model = model
+
+    def __hash__(self) -> int:
+        return id(self.model)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.model is other.model
+
+
+@lru_cache(maxsize=256)  # keeps the models alive, so no other can have their identity
+def _dumped(same: _Same) -> Dumped:
+    return Dumped(same.model.model_dump(mode="json"))
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol
 
-from cxrbench.core.digest import digest
+from cxrbench.core.digest import canonical_json, canonical_object, digest_text
 from cxrbench.core.errors import ConfigError
-from cxrbench.core.frozen import Frozen
+from cxrbench.core.frozen import Dumped, Frozen
 from cxrbench.core.seed import derive_seed
 
 Kind = Literal["compute", "fit", "transform", "predict", "score"]
@@ -93,6 +93,11 @@ class DataView:
             "external": self.external,
         }
 
+    @cached_property
+    def identity_text(self) -> str:
+        """`identity` as canonical JSON; several stages share a view."""
+        return canonical_json(self.identity())
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -111,18 +116,22 @@ class Stage:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that decides the artefact."""
-        return digest(
-            {
-                "kind": self.kind,
-                "name": self.name,
-                "version": self.version,
-                "params": dict(self.params),
-                "data": self.data.pixels() if self.kind == "transform" else self.data.identity(),
-                "seed": self.seed,
-                "part": self.part,
-                "inputs": {name: stage.digest for name, stage in self.inputs.items()},
-            }
-        )
+        own = {
+            "kind": self.kind,
+            "name": self.name,
+            "version": self.version,
+            "seed": self.seed,
+            "part": self.part,
+            "inputs": {name: stage.digest for name, stage in self.inputs.items()},
+        }
+        params, data = self.params, self.data
+        shared = {  # with other stages, so their texts are made once for all
+            "params": params.text if isinstance(params, Dumped) else canonical_json(dict(params)),
+            "data": canonical_json(data.pixels())
+            if self.kind == "transform"
+            else data.identity_text,
+        }
+        return digest_text(canonical_object(own, shared))
 
     @property
     def key(self) -> str:
@@ -172,7 +181,7 @@ def _describe(
         name=cls.name,
         target=_target(cls),
         version=cls.version,
-        params=resolved.model_dump(mode="json"),
+        params=resolved.dumped(),
         data=data,
         seed=derive_seed(data.root_seed, kind, cls.name) if seeded else 0,
         part=part,
@@ -217,13 +226,14 @@ def predict(model: Stage, home: DataView, on: DataView | None = None) -> Stage:
     The images of `on` are read (the model's own: aligned, cropped), but never at another split or fold
     than `home`.
     """
+    images = (on or model.data).images
     return Stage(
         kind="predict",
         name=model.name,
         target=model.target,
         version=model.version,
         params=model.params,
-        data=replace(home, images=(on or model.data).images),
+        data=home if images is home.images else replace(home, images=images),
         inputs={"model": model},
     )
 

@@ -4,7 +4,7 @@ Readers import neither torch nor Lightning, so that planning, splitting and veri
 `CxrDataModule` (module.py) serves any of them to Lightning.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -79,7 +79,29 @@ class CxrDataset:
     @classmethod
     def read_image(cls, index: Index, row: int, size: int) -> npt.NDArray[np.uint8]:
         """One image as grey uint8 [size, size]."""
-        return resize(decode(index.path(row)), size)
+        return resize(cls.read_film(index, row), size)
+
+    @classmethod
+    def read_film(cls, index: Index, row: int) -> npt.NDArray[np.uint8]:
+        """One image as it lies on the disk, grey uint8 [H, W]; `read_image` squeezes it."""
+        return decode(index.path(row))
+
+    @classmethod
+    def one_film(cls) -> bool:
+        """Whether an image at any size is `read_film` resized: so it is unless `read_image` is overridden."""
+        return (
+            getattr(cls.read_image, "__func__", None) is CxrDataset.__dict__["read_image"].__func__
+        )
+
+    @classmethod
+    def read_images(
+        cls, index: Index, row: int, sizes: Sequence[int]
+    ) -> list[npt.NDArray[np.uint8]]:
+        """`read_image` at several sizes; a film is decoded once for all where it can be."""
+        if not cls.one_film():
+            return [cls.read_image(index, row, size) for size in sizes]
+        film = cls.read_film(index, row)
+        return [resize(film, size) for size in sizes]
 
     @classmethod
     def read_mask(cls, index: Index, row: int, size: int) -> npt.NDArray[np.uint8]:

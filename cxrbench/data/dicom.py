@@ -27,7 +27,7 @@ from cxrbench.data.cells import (
 )
 from cxrbench.data.csvfile import at, need_column, read_csv, some
 from cxrbench.data.index import Index
-from cxrbench.data.pixels import UnreadableImageError, resize
+from cxrbench.data.pixels import UnreadableImageError
 
 if TYPE_CHECKING:
     from cxrbench.data.dicom_file import Header
@@ -104,9 +104,10 @@ class Dicom(CxrDataset):
         return Index(cls.name, frame, labels, root, notes, (table.path,) if table else ())
 
     @classmethod
-    def read_image(cls, index: Index, row: int, size: int) -> npt.NDArray[np.uint8]:
-        """One film by the rules of `dicom_pixels.to_grey`, squeezed to [size, size]."""
-        return resize(_reader().decode_dicom(index.path(row)), size)
+    def read_film(cls, index: Index, row: int) -> npt.NDArray[np.uint8]:
+        """One film by the rules of `dicom_pixels.to_grey`, grey uint8 [H, W]."""
+        film: npt.NDArray[np.uint8] = _reader().decode_dicom(index.path(row))
+        return film
 
     @classmethod
     def check(cls, index: Index) -> list[Problem]:

@@ -121,10 +121,10 @@ class LungMasks(CxrDataset):
         return replace(split, rule=split.rule.replace(labels, "collections and their labels"))
 
     @classmethod
-    def read_image(cls, index: Index, row: int, size: int) -> npt.NDArray[np.uint8]:
-        """A film as grey uint8 [size, size], bones bright, Montgomery's without its black borders."""
+    def read_film(cls, index: Index, row: int) -> npt.NDArray[np.uint8]:
+        """A film as grey uint8 [H, W], bones bright, Montgomery's without its black borders."""
         film = _film(index, row)
-        return resize(film[_visible(index, row, film)], size)
+        return film[_visible(index, row, film)]
 
     @classmethod
     def read_mask(cls, index: Index, row: int, size: int) -> npt.NDArray[np.uint8]:

@@ -1,17 +1,11 @@
-"""Files to pixels: every image once decoded to grey uint8, kept in a memory-mapped cache.
+"""Files to pixels: every image as grey uint8, resized; pixel_cache.py keeps them.
 
 Only PNG and JPEG are opened. Colour is turned to grey, 12- and 16-bit are scaled, alpha is dropped,
 EXIF rotation is applied; several frames, more than 64 megapixels or fewer than 16 px are refused.
 """
 
-import json
-import os
-import shutil
 import struct
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from cxrbench.core.digest import digest
-from cxrbench.core.errors import CannotWriteError, DataError
+from cxrbench.core.errors import DataError
 from cxrbench.core.patience import patient
-from cxrbench.core.store import Store, fsync_tree, write_json
 
 Grey = npt.NDArray[np.uint8]
 MAX_PIXELS = 64_000_000
@@ -119,89 +111,3 @@ def resize(image: Grey, size: int) -> Grey:
     shrinks = image.shape[0] * image.shape[1] > size * size
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (size, size), interpolation=method), dtype=np.uint8)
-
-
-@dataclass(frozen=True)
-class PixelCache:
-    """Decoded images [N, S, S], memory-mapped; `unreadable` maps rows to reasons."""
-
-    images: npt.NDArray[np.uint8]
-    unreadable: dict[int, str]
-    folder: Path
-
-
-def open_pixels(
-    read: Callable[[int], Grey],
-    contents: list[str],
-    identity: dict[str, Any],
-    size: int,
-    store: Store,
-    progress: Callable[[int, int], None] | None = None,
-) -> PixelCache:
-    """The cache of N images at a size, built when missing.
-
-    Keyed by content (`contents`: SHA-256 [N]) and by what decides the pixels besides (`identity`), so a
-    replaced image or another resize is another cache. An unreadable image is a row of zeros, listed.
-    """
-    key = digest({"decoder": DECODER, "size": size, "contents": digest(contents), **identity})
-    key = f"{size}-{key[:16]}"
-    folder = store.folder("pixels") / key
-    if not (folder / "done.json").is_file():
-        lock = store.lock(f"pixels-{key}")
-        lock.acquire(wait=True)
-        try:
-            if not (folder / "done.json").is_file():
-                _build(read, len(contents), size, folder, store, progress)
-        finally:
-            lock.release()
-    try:
-        facts = json.loads((folder / "done.json").read_text())
-        unreadable = {int(row): str(why) for row, why in facts["unreadable"].items()}
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        if images.shape != (len(contents), size, size) or images.dtype != np.uint8:
-            raise ValueError(f"it holds {images.dtype} {images.shape}")
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(
-            f"{folder}: damaged pixel cache; delete the folder to build it again ({error})"
-        ) from None
-    return PixelCache(images, unreadable, folder)
-
-
-def _build(
-    read: Callable[[int], Grey],
-    count: int,
-    size: int,
-    folder: Path,
-    store: Store,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    work = store.partial(f"pixels-{folder.name}")
-    need, free = count * size * size, shutil.disk_usage(work).free
-    if need > free:  # writing to a map on a full disk kills the process without a word
-        raise CannotWriteError(
-            f"{work}: {count:,} images at {size} px need {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB "
-            f"are free; free some, or set CXRBENCH_HOME to another disk"
-        )
-    images = np.lib.format.open_memmap(
-        work / "images.npy", mode="w+", dtype=np.uint8, shape=(count, size, size)
-    )
-    unreadable: dict[int, str] = {}
-
-    def one(row: int) -> None:
-        try:
-            images[row] = read(row)
-        except UnreadableImageError as error:
-            unreadable[row] = str(error)
-
-    # Pillow and OpenCV release the interpreter lock while they decode.
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for done, _ in enumerate(pool.map(one, range(count)), start=1):
-            if progress and (done % 100 == 0 or done == count):
-                progress(done, count)
-    images.flush()
-    write_json(
-        work / "done.json", {"unreadable": {str(k): unreadable[k] for k in sorted(unreadable)}}
-    )
-    fsync_tree(work)
-    shutil.rmtree(folder, ignore_errors=True)
-    work.rename(folder)

@@ -68,18 +68,22 @@ def clustered_delong(
         )
     if codes.size != truth.shape[0]:
         raise ValueError(f"cluster has {codes.size} entries for {truth.shape[0]} images")
-    if not np.isfinite(values[mask]).all():
+    finite = np.isfinite(values)
+    if not finite.all() and not finite[mask].all():
         raise ValueError("score: known entries are NaN or infinite")
     labels, methods = values.shape[1:]
+    # A label's values side by side: the arrays come image by image.
+    values = np.ascontiguousarray(values.transpose(1, 2, 0))
+    truth, mask = np.ascontiguousarray(truth.T), np.ascontiguousarray(mask.T)
     auc = np.full((labels, methods), np.nan)
     # Deviations summed over a cluster, of positives and of negatives; factors of these and of their product.
     moved, factor = np.full((2, labels, methods, clusters), np.nan), np.full((3, labels), np.nan)
     for k in range(labels):
-        seen = mask[:, k]
-        positive = as_binary(truth[seen, k])
+        seen = slice(None) if mask[k].all() else mask[k]
+        positive = as_binary(truth[k, seen])
         if positive.any() and not positive.all():
             auc[k], moved[:, k], factor[:, k] = _label(
-                positive, values[seen, k], codes[seen], clusters
+                positive, values[k][:, seen], codes[seen], clusters
             )
     return DeLong(auc, _covariance(moved, factor), ~np.isnan(auc[:, 0]))
 
@@ -87,55 +91,58 @@ def clustered_delong(
 def _label(
     positive: BoolArray, score: FloatArray, codes: NDArray[np.intp], clusters: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """AUC [M], deviations [2, M, C] and factors [3] of one label."""
-    placed = np.stack([_placements(positive, column) for column in score.T])  # [M, images]
+    """AUC [M], deviations [2, M, C] and factors [3] of one label; score: [M, images]."""
+    placed = np.stack([_placements(positive, one) for one in score])  # [M, images]
     auc = placed[:, positive].mean(axis=1)
-    moved = []
-    for of_class in (positive, ~positive):
-        deviations = placed[:, of_class] - auc[:, None]
-        total = [np.bincount(codes[of_class], d, minlength=clusters) for d in deviations]
-        moved.append(np.stack(total) / of_class.sum())
-    return auc, np.stack(moved), _factors(codes[positive], codes[~positive])
+    # Clusters twice, of positives and then of negatives, so that one pass sums both classes.
+    place = np.where(positive, codes, codes + clusters)
+    total = [np.bincount(place, one, minlength=2 * clusters) for one in placed - auc[:, None]]
+    moved = np.stack(total).reshape(-1, 2, clusters).swapaxes(0, 1)
+    ups = np.count_nonzero(positive)
+    size = np.array([ups, positive.size - ups])
+    held = np.zeros(2 * clusters, dtype=np.bool_)
+    held[place] = True
+    return auc, moved / size[:, None, None], _factors(held.reshape(2, clusters))
 
 
-def _factors(up: NDArray[np.intp], down: NDArray[np.intp]) -> FloatArray:
-    """c / (c - 1) of the clusters of positives, of negatives, and of either; NaN where there is one."""
-    size = int(max(up.max(), down.max())) + 1
-    ups, downs = (np.bincount(codes, minlength=size) > 0 for codes in (up, down))
-    held = [int(np.count_nonzero(seen)) for seen in (ups, downs, ups | downs)]
+def _factors(has: BoolArray) -> FloatArray:
+    """c / (c - 1) of the clusters that have positives, negatives [2, C] or either; NaN where there is one."""
+    held = [int(np.count_nonzero(seen)) for seen in (*has, has.any(axis=0))]
     return np.array([count / (count - 1) if count > 1 else math.nan for count in held])
 
 
 def _placements(positive: BoolArray, score: FloatArray) -> FloatArray:
     """Of each image, the share of the other class that stands on the right side of it; a tie counts half."""
-    order = np.argsort(score)
-    # In order of their scores, images find their places several times faster than in any other.
+    order = np.argsort(score)  # not stable: the order within a tie decides nothing
     ranked, above = score[order], positive[order]
-    up, down = ranked[above], ranked[~above]
+    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # of each group of ties
+    ups = np.cumsum(above, dtype=np.intp)[last]  # positives up to the end of a group
+    sizes, downs = np.diff(last, prepend=-1), last + 1 - ups
     placed = np.empty(score.shape)
-    placed[order[above]] = _share_below(down, up)
-    placed[order[~above]] = 1 - _share_below(up, down)
+    placed[order] = np.where(
+        above,
+        np.repeat(_share_below(downs), sizes),
+        1 - np.repeat(_share_below(ups), sizes),
+    )
     return placed
 
 
-def _share_below(ordered: FloatArray, score: FloatArray) -> FloatArray:
-    below = np.searchsorted(ordered, score, side="left")
-    through = np.searchsorted(ordered, score, side="right")
-    return np.asarray((below + through) / (2 * ordered.size), dtype=np.float64)
+def _share_below(through: NDArray[np.intp]) -> FloatArray:
+    """Of each group of ties, the share of a class below it and half of those in it, from counts up to its end."""
+    below = np.append(0, through[:-1])
+    return np.asarray((below + through) / (2 * through[-1]), dtype=np.float64)
 
 
 def _covariance(moved: FloatArray, factor: FloatArray) -> FloatArray:
     """[K, M, K, M] from deviations [2, K, M, C]: positives, negatives, and the patients who have both."""
-    of_positives, of_negatives = moved
-
-    def product(one: FloatArray, other: FloatArray) -> FloatArray:
-        return np.asarray(np.einsum("kmc,lnc->kmln", one, other, optimize=True))
-
+    labels, methods = moved.shape[1:3]
+    flat = moved.reshape(2 * labels * methods, -1)
+    products = (flat @ flat.T).reshape(2, labels, methods, 2, labels, methods)
     # Of one label its own factor; of two labels the geometric mean.
     weight = np.sqrt(factor[:, :, None] * factor[:, None, :])[:, :, None, :, None]
-    crossed = product(of_positives, of_negatives)
+    crossed = products[0, :, :, 1]
     return np.asarray(
-        weight[0] * product(of_positives, of_positives)
-        + weight[1] * product(of_negatives, of_negatives)
+        weight[0] * products[0, :, :, 0]
+        + weight[1] * products[1, :, :, 1]
         + weight[2] * (crossed + crossed.transpose(2, 3, 0, 1))
     )

@@ -7,7 +7,7 @@ patients are drawn with replacement (Field & Welsh 2007).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -130,6 +130,8 @@ def cluster_codes(cluster: ArrayLike) -> tuple[IndexArray, int]:
     ids = np.asarray(cluster)
     if ids.ndim != 1:
         raise ValueError(f"cluster {ids.shape}: need [N]")
+    if ids.dtype.kind in "iu" and ids.size and ids.min() >= 0 and ids.max() < 10**_DIGITS:
+        return _numbered(_in_order_of_text(ids))
     if ids.dtype.kind == "O":
         bad = [i for i, name in enumerate(ids) if not isinstance(name, str | int | np.integer)]
     else:
@@ -141,8 +143,37 @@ def cluster_codes(cluster: ArrayLike) -> tuple[IndexArray, int]:
             f"cluster: {len(bad)} ids are missing or neither text nor integer, the first at "
             f"{bad[0]}: {ids[bad[0]]!r}"
         )
-    names, codes = np.unique(text, return_inverse=True)
+    return _numbered(_as_numbers(text))
+
+
+def _numbered(keys: NDArray[Any]) -> tuple[IndexArray, int]:
+    names, codes = np.unique(keys, return_inverse=True)
     return codes.astype(np.intp, copy=False), int(names.size)
+
+
+_DIGITS = 12
+
+
+def _in_order_of_text(ids: NDArray[np.integer]) -> IntArray:
+    """Whole numbers of few digits as keys that sort like their text: digits to the left, then how many."""
+    values = ids.astype(np.int64)
+    powers = 10 ** np.arange(_DIGITS + 1, dtype=np.int64)
+    digits = np.searchsorted(powers[1:], values, side="right") + 1
+    return np.asarray((values * powers[_DIGITS - digits]) * 16 + digits, dtype=np.int64)
+
+
+def _as_numbers(text: NDArray[np.str_]) -> NDArray[np.str_] | NDArray[np.uint64]:
+    """Up to eight letters of one byte as whole numbers of the same order, which are sorted much faster."""
+    if text.size == 0:
+        return text
+    letters = np.ascontiguousarray(text).view(np.uint32).reshape(text.size, -1)  # [N, longest]
+    used = letters[:, letters.any(axis=0)]  # blanks stand behind alone
+    if used.shape[1] > 8 or used.max() > 255:
+        return text
+    numbers = np.zeros(text.size, np.uint64)
+    for column in used.T:
+        numbers = (numbers << np.uint64(8)) | column
+    return numbers
 
 
 @dataclass(frozen=True, eq=False)

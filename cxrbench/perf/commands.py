@@ -1,6 +1,5 @@
 """What the command line takes to answer, each time in a process of its own."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -8,15 +7,9 @@ from pathlib import Path
 
 from cxrbench.core.store import HOME_VARIABLE, Store
 from cxrbench.perf.harness import Comparison, Goal, Item
-from cxrbench.perf.sweep import fill_store
+from cxrbench.perf.sweep import compiled_environment, fill_store
 
 ANSWERS = (["--help"], ["list"], ["plan", "--help"], ["bench", "--help"])
-
-
-def _environment(folder: Path, home: Path) -> dict[str, str]:
-    """Compiled modules are kept, as in any installed Python, whatever this process was told."""
-    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    return {**kept, HOME_VARIABLE: str(home), "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
 
 
 def _call(words: list[str], environment: dict[str, str]) -> Callable[[], int]:
@@ -34,7 +27,7 @@ def _succeeded(ours: int, peer: int) -> str:
 def comparisons(folder: Path, *, records: int = 1000) -> Iterator[Item]:
     """All of this topic; the peer is the bare interpreter, which no command can beat."""
     store = fill_store(Store(folder / "some-records"), records)
-    environment = _environment(folder, store.root)
+    environment = {**compiled_environment(folder), HOME_VARIABLE: str(store.root)}
     bare = _call([sys.executable, "-c", "pass"], environment)
     timed = [(words, f"cxrbench {' '.join(words)}", 0.3) for words in ANSWERS]
     timed.append((["status"], f"cxrbench status of {records:,} records", 1.0))

@@ -1,14 +1,13 @@
-"""Batches from the pixel cache, and the making of the cache, against what one would write instead.
+"""Batches from the pixel cache against what one would write instead; caches.py has its making.
 
 S: side of a view. The films are drawn by the phantom and saved as PNG files; the cache of a comparison holds
 what its peer computes anew each time, so that the pixels must be the same bit for bit. The process has
 one thread (`cxrbench perf` sees to it), the files lie in the page cache, loaders have no workers.
 """
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,18 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Normalize
 
 from cxrbench.core.spec import Augment, Recipe
-from cxrbench.core.store import Store
 from cxrbench.data.index import Index
 from cxrbench.data.module import CxrDataModule
 from cxrbench.data.painter import paint_image, sample_cohort
-from cxrbench.data.pixels import Grey, decode, open_pixels, resize
+from cxrbench.data.pixels import Grey, decode, resize
 from cxrbench.nn.backbones import ImageNetInput, to_unit
+from cxrbench.perf import caches
 from cxrbench.perf.harness import (
     Absent,
     Comparison,
     Goal,
     Item,
-    NotAvailableError,
+    close_arrays,
     same_arrays,
 )
 
@@ -63,13 +62,6 @@ def by_opencv(path: Path, size: int) -> Grey:
     image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     assert image is not None
     return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def by_pillow_with_area(path: Path, size: int) -> Grey:
-    """Pillow's RGB with the cache's own resize, so that the pixels can be equal, [S, S]."""
-    with Image.open(path, formats=("PNG",)) as image:
-        rgb = np.asarray(image.convert("RGB"))
-    return np.ascontiguousarray(cv2.resize(rgb, (size, size), interpolation=cv2.INTER_AREA)[..., 0])
 
 
 @dataclass(frozen=True)
@@ -154,6 +146,8 @@ def comparisons(
     size: int = 224,
     rows: int = 2048,
     batch: int = 64,
+    sizes: Sequence[int] = caches.SIZES,
+    lengths: tuple[int, int] = (1000, 4000),
 ) -> Iterator[Item]:
     """All of this topic."""
     paths = draw_films(folder / "films", films, side)
@@ -161,8 +155,8 @@ def comparisons(
     random = np.random.default_rng(0).integers(0, 256, (rows, size, size), dtype=np.uint8)
     yield from _against_memory(folder, random, batch)
     yield from _views(folder, random[:512], batch)
-    yield _against_torchxrayvision()
-    yield from _making(folder, paths, size)
+    yield _against_torchxrayvision(folder, paths, size, rows, batch)
+    yield from caches.comparisons(folder, paths, size, sizes=sizes, images=lengths)
 
 
 def _against_decoding(
@@ -279,61 +273,44 @@ def _views(folder: Path, images: npt.NDArray[np.uint8], batch: int) -> Iterator[
         )
 
 
-def _against_torchxrayvision() -> Item:
+def _against_torchxrayvision(
+    folder: Path, paths: list[Path], size: int, rows: int, batch: int
+) -> Item:
+    """Its data set reads, scales and squeezes a PNG file each time; ours serves what the cache holds."""
     name = "data/torchxrayvision"
-    what = "training batches / torchxrayvision's NIH_Dataset on the real PNG files"
-    return Absent(
-        name, what, "needs torchxrayvision and the real download; no comparison is written"
+    what = f"training batches of {size} px / torchxrayvision's NIH_Dataset with its resizer on the PNG files"
+    try:
+        peer_library = import_module("torchxrayvision")
+    except ImportError as error:
+        return Absent(name, what, f"pip install torchxrayvision ({error})")
+    said = {
+        "Finding Labels": "No Finding",
+        "View Position": "PA",
+        "Patient Age": 50,
+        "Patient Gender": "F",
+    }
+    rated = pd.DataFrame(
+        [{"Image Index": path.name, "Patient ID": row, **said} for row, path in enumerate(paths)]
     )
+    rated.to_csv(folder / "nih.csv", index=False)
+    films = peer_library.datasets.NIH_Dataset(
+        str(folder / "films"), csvpath=str(folder / "nih.csv"), unique_patients=False,
+        transform=peer_library.datasets.XRayResizer(size, engine="cv2"),
+    )  # fmt: skip
+    images = np.stack([resize(decode(path), size) for path in paths])
+    served = serve(folder / "xrv.npy", images, rows, batch)
 
+    def peer() -> npt.NDArray[np.float32]:
+        return np.stack([films[row]["img"][0] for row in range(len(films))])
 
-def _making(folder: Path, paths: list[Path], size: int) -> Iterator[Item]:
-    """The pixel cache as a worker makes it, against a loop in one process."""
-    for cores, least in ((1, 1.5), (2, 1.8)):
-        number = count()
+    def equal(ours: dict[int, Tensor], peer: npt.NDArray[np.float32]) -> str:
+        expected = np.stack([peer[row % len(peer)] for row in sorted(ours)])
+        found = np.stack([ours[row][0].numpy() for row in sorted(ours)])
+        # Theirs lie between -1024 and 1024; ours were rounded to grey levels.
+        return close_arrays(found, (expected / 1024 + 1) / 2 * 255, 0.501)
 
-        def ours(cores: int = cores, number: Iterator[int] = number) -> Grey:
-            store = Store(folder / f"store-{cores}-{next(number)}")
-            with on_cores(cores):
-                cache = open_pixels(
-                    lambda row: resize(decode(paths[row]), size),
-                    [p.name for p in paths],
-                    {},
-                    size,
-                    store,
-                )
-            return np.array(cache.images)
-
-        def peer() -> Grey:
-            with on_cores(1):
-                return np.stack([by_pillow_with_area(path, size) for path in paths])
-
-        yield Comparison(
-            f"cache/{cores}-core" + "s" * (cores > 1),
-            f"pixel cache of {size} px on {cores} core{'s' * (cores > 1)}, flushed to disk / a PIL loop on one",
-            ours=ours,
-            peer=peer,
-            equal=same_arrays,
-            goal=Goal("ratio", least, least=True),
-            units=(len(paths), len(paths)),
-            unit="image",
-            note="The loop decodes to RGB and resizes by area, since the pixels must be equal; one size.",
-        )
-
-
-class on_cores:
-    """Bind this process to so many cores; NotAvailableError where there are fewer, or no such call."""
-
-    def __init__(self, cores: int) -> None:
-        self.cores = cores
-
-    def __enter__(self) -> None:
-        if not hasattr(os, "sched_setaffinity"):
-            raise NotAvailableError("processes cannot be bound to cores on this system")
-        self.before = os.sched_getaffinity(0)
-        if len(self.before) < self.cores:
-            raise NotAvailableError(f"needs {self.cores} cores, has {len(self.before)}")
-        os.sched_setaffinity(0, sorted(self.before)[: self.cores])
-
-    def __exit__(self, *error: object) -> None:
-        os.sched_setaffinity(0, self.before)
+    return Comparison(
+        name, what, ours=Epoch(served.loader), peer=peer, equal=equal,
+        units=(len(served.loader) * batch, len(paths)), unit="image",
+        note="Equal to half a grey level: theirs are squeezed as floats. Its resizer with cv2, the quicker of its two.",
+    )  # fmt: skip

@@ -7,6 +7,7 @@ over ours (above 1: ours is faster); its interval resamples rounds, both sides o
 
 import gc
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -84,7 +85,23 @@ class Absent:
     why: str
 
 
-Item = Comparison | Counted | Absent
+@dataclass(frozen=True)
+class Curve:
+    """What a cost does as something grows: work at several sizes, each made ready by `work(size)` first.
+
+    Time is that of the call which `work` returns; memory is its peak in a further call that is not timed, as
+    Python and NumPy count it (`tracemalloc`).
+    """
+
+    name: str
+    what: str
+    axis: str
+    sizes: tuple[int, ...]
+    work: Callable[[int], Callable[[], Any]]
+    note: str = ""
+
+
+Item = Comparison | Counted | Absent | Curve
 
 
 @dataclass(frozen=True)
@@ -104,6 +121,12 @@ class Row:
     unit: str = ""
     why: str = ""
     note: str = ""
+    axis: str = ""  # of a curve
+    points: list[dict[str, Any]] | None = None  # size, seconds, megabytes
+    # Of seconds against sizes in log-log: 1 is linear.
+    exponent: float | None = None
+    exponent_interval: tuple[float, float] | None = None
+    memory_exponent: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -129,9 +152,11 @@ class Harness:
         if isinstance(item, Absent):
             return Row(item.name, item.what, "not available", why=item.why)
         try:
+            if isinstance(item, Curve):
+                return self._trace(item)
             return self._count(item) if isinstance(item, Counted) else self._compare(item)
         except NotAvailableError as error:
-            goal = asdict(item.goal) if item.goal else None
+            goal = asdict(item.goal) if not isinstance(item, Curve) and item.goal else None
             return Row(item.name, item.what, "not available", goal=goal, why=str(error))
 
     def _count(self, item: Counted) -> Row:
@@ -155,6 +180,33 @@ class Harness:
         del results
         taken = self._rounds(sides, repeats) / np.asarray(item.units)[: len(sides), None]
         return _row(item, taken, np.random.default_rng(self.seed))
+
+    def _trace(self, item: Curve) -> Row:
+        calls = [item.work(size) for size in item.sizes]
+        repeats = [self._warm_up(call)[0] for call in calls]
+        taken = self._rounds(calls, repeats)
+        memory = [peak_memory(call) for call in calls]
+        medians = np.median(taken, axis=1)
+        interval = resampled(
+            taken, lambda m: log_slope(item.sizes, m), np.random.default_rng(self.seed)
+        )
+        points = [
+            {"size": size, "seconds": summary(one), "megabytes": peak}
+            for size, one, peak in zip(item.sizes, taken, memory, strict=True)
+        ]
+        return Row(
+            item.name,
+            item.what,
+            "no goal",
+            axis=item.axis,
+            points=points,
+            exponent=float(log_slope(item.sizes, medians[:, None])[0]),
+            exponent_interval=interval,
+            memory_exponent=float(log_slope(item.sizes, np.array(memory)[:, None])[0])
+            if min(memory) > 0
+            else None,
+            note=item.note,
+        )
 
     def _warm_up(self, side: Callable[[], Any]) -> tuple[int, Any]:
         """(calls a round, the result)."""
@@ -237,6 +289,25 @@ def _row(item: Comparison, taken: Seconds, generator: np.random.Generator) -> Ro
         unit=item.unit,
         note=item.note,
     )
+
+
+def log_slope(sizes: Sequence[int], values: Seconds) -> Seconds:
+    """The exponent of a power law by least squares in logarithms; values: [sizes, ...]."""
+    x = np.log(np.asarray(sizes, dtype=np.float64))
+    x -= x.mean()
+    y = np.log(values)
+    return np.asarray(np.tensordot(x, y, axes=(0, 0)) / (x @ x))
+
+
+def peak_memory(call: Callable[[], Any]) -> float:
+    """Megabytes that a call holds at most beyond what was there, as Python and NumPy count them."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def same_arrays(ours: Any, peer: Any) -> str:

@@ -73,8 +73,11 @@ def markdown(results: dict[str, Any]) -> str:
     """The table of a session, and what it was measured on, as Markdown."""
     lines = [_machine(results), ""]
     lines += [f"| {' | '.join(HEAD)} |", "| --- | --- |" + " ---: |" * (len(HEAD) - 2)]
-    for row in results["rows"]:
-        lines.append(f"| {' | '.join(cells(row))} |")
+    rows = [row for row in results["rows"] if not row.get("points")]
+    curves = [row for row in results["rows"] if row.get("points")]
+    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
+    if curves:
+        lines = [*(lines if rows else lines[:2]), *([""] if rows else []), *curve_table(curves)]
     said: dict[str, list[str]] = {}
     for row in results["rows"]:
         said.setdefault(row["note"], []).append(row["name"])
@@ -84,6 +87,26 @@ def markdown(results: dict[str, Any]) -> str:
         if note
     ]
     return "\n".join(lines + (["", *notes] if notes else [])) + "\n"
+
+
+def curve_table(curves: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of a table: what each cost does as something grows."""
+    lines = [
+        "| name | what | grows with | time, exponent | 95 % interval | memory, exponent | from | to |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in curves:
+        low, high = row["exponent_interval"]
+        memory = "" if row["memory_exponent"] is None else f"{row['memory_exponent']:.2f}"
+        ends = [
+            f"{point['size']:,}: {_time(point['seconds']['median'])}, {point['megabytes']:.3g} MB"
+            for point in (row["points"][0], row["points"][-1])
+        ]
+        lines.append(
+            f"| `{row['name']}` | {row['what']} | {row['axis']} | {row['exponent']:.2f} | {low:.2f} to {high:.2f} | "
+            f"{memory} | {ends[0]} | {ends[1]} |"
+        )
+    return lines
 
 
 def tables(paths: Sequence[Path]) -> str:
@@ -151,13 +174,22 @@ def _side(side: dict[str, Any] | None, unit: str) -> str:
     """Median, minimum and interquartile range of a unit of work."""
     if side is None:
         return ""
-    median = side["median"]
-    factor, name = next(
-        (pair for pair in ((1, "s"), (1e3, "ms"), (1e6, "µs")) if median * pair[0] >= 1),
-        (1e9, "ns"),
-    )
+    factor, name = _scale(side["median"])
     shown = [f"{side[key] * factor:.3g}" for key in ("median", "minimum", "iqr")]
     return f"{shown[0]} {name} (min {shown[1]}, IQR {shown[2]}) a {unit}"
+
+
+def _scale(seconds: float) -> tuple[float, str]:
+    """What to multiply seconds by, and the name of that unit."""
+    return next(
+        (pair for pair in ((1, "s"), (1e3, "ms"), (1e6, "µs")) if seconds * pair[0] >= 1),
+        (1e9, "ns"),
+    )
+
+
+def _time(seconds: float) -> str:
+    factor, name = _scale(seconds)
+    return f"{seconds * factor:.3g} {name}"
 
 
 def between(document: str, mark: str, text: str) -> str:

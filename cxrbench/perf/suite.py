@@ -9,7 +9,7 @@ from pathlib import Path
 from cxrbench.core.errors import UsageError
 from cxrbench.perf.harness import Harness, Item, Row
 
-TOPICS = ("data", "statistics", "training", "sweep", "commands")
+TOPICS = ("data", "statistics", "training", "sweep", "commands", "growth")
 
 
 def items(topic: str, folder: Path, spec_file: Path | None) -> Iterator[Item]:

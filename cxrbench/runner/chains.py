@@ -67,5 +67,6 @@ def write_job(
         "roots": {k: str(v.expanduser().resolve()) if v else None for k, v in plan.roots.items()},
         "plugins": [str(path) for path in registry.plugins],
         "execution": execution.model_dump(mode="json"),
+        "sides": plan.sides,
     })  # fmt: skip
     return path

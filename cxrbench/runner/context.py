@@ -1,6 +1,7 @@
 """What a worker knows: the store, the folders of the data, and the data sets that it has opened."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from cxrbench.core.registry import Registry
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import DataView, Stage
 from cxrbench.core.store import Store
-from cxrbench.data.pixels import open_pixels, resize
+from cxrbench.data.pixel_cache import open_pixels
+from cxrbench.data.pixels import Grey, resize
 from cxrbench.data.splits import fewer_trained
 from cxrbench.runner.bind import Opened, open_dataset
+from cxrbench.runner.sides import Sides, images_key
 
 LISTED = 20  # unreadable images named in an error
 
@@ -39,6 +42,7 @@ class Context:
     registry: Registry
     roots: dict[str, Path | None]
     execution: Execution
+    sides: Sides = field(default_factory=dict)  # at which the whole plan reads raw images
     _opened: dict[str, Opened] = field(default_factory=dict)
 
     def artefact(self, stage: Stage) -> Path:
@@ -67,21 +71,23 @@ class Context:
         """The pixels of a view at a size, with the parts of its fold."""
         opened = self.open(view)
         count = len(opened.index)
-        read: Callable[[int], npt.NDArray[np.uint8]]
+        also: list[int] = []
         if view.images is None:
             contents, identity = opened.contents, _drawn_by(view)
+            if opened.cls.one_film():  # else nothing is saved by making other sizes now
+                also = self.sides.get(images_key(view), [])
 
-            def read(row: int) -> npt.NDArray[np.uint8]:
-                image: npt.NDArray[np.uint8] = opened.cls.read_image(opened.index, row, size)
-                return image
+            def read(row: int, sizes: Sequence[int]) -> Sequence[Grey]:
+                images: list[Grey] = opened.cls.read_images(opened.index, row, sizes)
+                return images
         else:
             images = np.load(self.artefact(view.images) / "images.npy", mmap_mode="r")
             contents, identity = [""] * count, {"images": view.images.digest}
 
-            def read(row: int) -> npt.NDArray[np.uint8]:
-                return resize(images[row], size)
+            def read(row: int, sizes: Sequence[int]) -> Sequence[Grey]:
+                return [resize(images[row], side) for side in sizes]
 
-        cache = open_pixels(read, contents, identity, size, self.store, _report)
+        cache = open_pixels(read, contents, identity, size, self.store, Told(), also=also)
         parts = opened.split.parts(opened.index, view.fold).copy()
         if cache.unreadable and not view.skip_unreadable:
             listed = "\n  ".join(list(cache.unreadable.values())[:LISTED])
@@ -104,13 +110,12 @@ class Context:
         if not opened.cls.has_masks:
             raise ConfigError(f"{view.dataset}: has no lung masks; use a data set that has them")
 
-        def read(row: int) -> npt.NDArray[np.uint8]:
-            mask: npt.NDArray[np.uint8] = opened.cls.read_mask(opened.index, row, size)
-            return mask
+        def read(row: int, sizes: Sequence[int]) -> Sequence[Grey]:
+            return [opened.cls.read_mask(opened.index, row, side) for side in sizes]
 
         # The revision, because the contents are those of the images alone.
         identity = {**_drawn_by(view), "of": "masks", "revision": view.revision}
-        cache = open_pixels(read, opened.contents, identity, size, self.store, _report)
+        cache = open_pixels(read, opened.contents, identity, size, self.store, Told())
         if cache.unreadable:
             listed = "\n  ".join(list(cache.unreadable.values())[:LISTED])
             raise DataError(
@@ -124,5 +129,27 @@ def _drawn_by(view: DataView) -> dict[str, Any]:
     return {"dataset": view.dataset, "version": view.version, "params": dict(view.params)}
 
 
-def _report(done: int, of: int) -> None:
-    print(f"decoding images {done}/{of}", flush=True)
+class Told:
+    """A line in the worker's log every few seconds: how far, how fast, how long still."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, every: float = 5.0) -> None:
+        self.clock, self.every = clock, every
+        self.last: float | None = None
+        self.began = clock()
+        self.before = 0  # rows at the first call, some of which an earlier try may have made
+
+    def __call__(self, done: int, of: int) -> None:
+        now = self.clock()
+        if self.last is None:
+            self.before, self.began = done, now
+        elif now - self.last < self.every and done < of:
+            return
+        self.last = now
+        print(f"decoding images {done}/{of}{self._rate(done, of, now)}", flush=True)
+
+    def _rate(self, done: int, of: int, now: float) -> str:
+        made, took = done - self.before, now - self.began
+        if made <= 0 or took <= 0:
+            return ""
+        left = (of - done) * took / made
+        return f", {made / took:.0f} a second" + (f", {left:.0f} s left" if done < of else "")

@@ -1,10 +1,11 @@
 """Graphs of stages as JSON: what plans are cached as and what a worker is handed."""
 
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from cxrbench.core.errors import DataError
+from cxrbench.core.frozen import Dumped
 from cxrbench.core.stage import DataView, Stage
 
 Graph = dict[str, Stage]  # by digest, parents first
@@ -20,16 +21,12 @@ def graph_of(stages: Iterable[Stage]) -> Graph:
 
 
 def to_json(graph: Graph) -> list[dict[str, Any]]:
-    """The nodes, parents first, edges as digests."""
+    """The nodes, parents first, edges as digests; stages of one view share its object, as they do parameters."""
     nodes = []
+    views: dict[int, dict[str, Any]] = {}
     for digest, stage in graph.items():
-        bare = replace(stage.data, images=None, externals={})
-        # `asdict` would copy every parameter, most of the time that planning takes.
-        data = {field.name: getattr(bare, field.name) for field in fields(bare)}
-        data["params"] = dict(stage.data.params)
-        del data["externals"]  # those that were used are stages of the graph themselves
-        data["labels"] = list(stage.data.labels)
-        data["images"] = stage.data.images.digest if stage.data.images else None
+        if id(stage.data) not in views:
+            views[id(stage.data)] = _view_to_json(stage.data)
         nodes.append(
             {
                 "digest": digest,
@@ -37,14 +34,64 @@ def to_json(graph: Graph) -> list[dict[str, Any]]:
                 "name": stage.name,
                 "target": stage.target,
                 "version": stage.version,
-                "params": dict(stage.params),
-                "data": data,
+                "params": stage.params,
+                "data": views[id(stage.data)],
                 "seed": stage.seed,
                 "part": stage.part,
                 "inputs": {name: parent.digest for name, parent in stage.inputs.items()},
             }
         )
     return nodes
+
+
+# Those external views that were used are stages of the graph themselves.
+_VIEW_FIELDS = [field.name for field in fields(DataView) if field.name != "externals"]
+
+
+def _view_to_json(view: DataView) -> dict[str, Any]:
+    # `asdict` would copy every parameter, most of the time that planning takes.
+    data = {name: getattr(view, name) for name in _VIEW_FIELDS}
+    return {
+        **data,
+        "labels": list(view.labels),
+        "images": view.images.digest if view.images else None,
+    }
+
+
+def pack(nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The nodes of `to_json` with every view and all parameters written once, for files of thousands of runs."""
+    params, views = Table(), Table()
+    packed = [
+        {**node, "params": params.number(node["params"]), "data": views.number(node["data"])}
+        for node in nodes
+    ]
+    rows = [{**view, "params": params.number(view["params"])} for view in views.rows]
+    return {"params": params.rows, "views": rows, "nodes": packed}
+
+
+def unpack(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """The nodes of `pack`; those that were written once are one object again."""
+    params = [Dumped(each) for each in value["params"]]
+    views = [{**view, "params": params[view["params"]]} for view in value["views"]]
+    return [
+        {**node, "params": params[node["params"]], "data": views[node["data"]]}
+        for node in value["nodes"]
+    ]
+
+
+class Table:
+    """Objects by number, the same one once; what is equal but another object may stand twice."""
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+        self._numbers: dict[int, int] = {}
+
+    def number(self, row: Any) -> int:
+        """The number of an object."""
+        found = self._numbers.setdefault(id(row), len(self.rows))
+        if found == len(self.rows):
+            self.rows.append(row)  # kept, so that no other can have its identity
+        return found
 
 
 def from_json(nodes: list[dict[str, Any]]) -> Graph:
@@ -57,24 +104,29 @@ def from_json(nodes: list[dict[str, Any]]) -> Graph:
 
 def _read_nodes(nodes: list[dict[str, Any]]) -> Graph:
     graph: Graph = {}
+    views: dict[int, DataView] = {}  # by the identity of the objects that they are read from
     for node in nodes:
         fields = dict(node)
-        digest = fields.pop("digest")
-        data = dict(fields.pop("data"))
-        images = data.pop("images")
-        view = DataView(
-            **{
-                **data,
-                "labels": tuple(data["labels"]),
-                "label_map": tuple((mine, theirs) for mine, theirs in data["label_map"]),
-            },
-            images=graph[images] if images else None,
-        )
+        digest, data = fields.pop("digest"), fields.pop("data")
+        if id(data) not in views:
+            views[id(data)] = _read_view(data, graph)
         inputs = {name: graph[parent] for name, parent in fields.pop("inputs").items()}
-        stage = Stage(**fields, data=view, inputs=inputs)
+        stage = Stage(**fields, data=views[id(data)], inputs=inputs)
         if stage.digest != digest:
             raise DataError(
                 f"stage {stage.key}: the job's digest {digest[:16]} is not its content's"
             )
         graph[digest] = stage
     return graph
+
+
+def _read_view(value: dict[str, Any], graph: Graph) -> DataView:
+    images = value["images"]
+    return DataView(
+        **{
+            **value,
+            "labels": tuple(value["labels"]),
+            "label_map": tuple((mine, theirs) for mine, theirs in value["label_map"]),
+            "images": graph[images] if images else None,
+        }
+    )

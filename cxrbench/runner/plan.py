@@ -4,6 +4,8 @@ Planning imports torch only to ask the methods for their graphs; a plan is remem
 specification, the code or the data change, so that asking again is quick.
 """
 
+import contextlib
+import gc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,8 @@ from cxrbench.core.spec import BenchSpec, DatasetEntry, ExternalEntry, MethodEnt
 from cxrbench.core.stage import DataView, Stage, find_leaks
 from cxrbench.core.store import Store, read_json, write_atomic
 from cxrbench.runner.bind import Binding, Progress, bind
-from cxrbench.runner.graph import Graph, from_json, graph_of, to_json
+from cxrbench.runner.graph import Graph, Table, from_json, graph_of, pack, to_json, unpack
+from cxrbench.runner.sides import Sides, sides_of
 from cxrbench.runner.unfold import PlannedRun, Setting, unfold
 
 # Where data lie is no part of a plan's identity, nor is what a cluster is asked for.
@@ -34,6 +37,7 @@ class Plan:
     bindings: dict[str, Binding]
     roots: dict[str, Path | None]
     leaks: list[str] = field(default_factory=list)
+    sides: Sides = field(default_factory=dict)  # at which raw images are read
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON, for jobs that leave its records."""
@@ -42,6 +46,7 @@ class Plan:
             "runs": [run.model_dump(mode="json") for run in self.runs],
             "nodes": to_json(self.graph),
             "bindings": [b.model_dump(mode="json") for b in self.bindings.values()],
+            "sides": self.sides,
         }
 
     @classmethod
@@ -49,7 +54,8 @@ class Plan:
         """The plan of `to_json`, without the folders of its data."""
         runs = [PlannedRun.parse(run, where=where) for run in value["runs"]]
         bindings = [Binding.parse(each, where=where) for each in value["bindings"]]
-        return cls(value["name"], runs, from_json(value["nodes"]), _by_name(bindings), {})
+        graph, sides = from_json(value["nodes"]), value.get("sides", {})
+        return cls(value["name"], runs, graph, _by_name(bindings), {}, sides=sides)
 
     def stages_of(self, run: PlannedRun) -> Graph:
         """The stages of one run, parents first."""
@@ -127,8 +133,34 @@ def make_plan(
         }
     )
     cached = store.root / "cache" / f"plan-{key[:16]}.json"
-    if cached.is_file():
-        return _read_plan(cached, spec, bindings, roots)
+    with _no_collections():
+        if cached.is_file():
+            return _read_plan(cached, spec, bindings, roots)
+        plan = _unfold_all(setting, methods, bindings, roots)
+        # Without indents, which Python's encoder takes ten times as long for.
+        write_atomic(cached, canonical_json(_pack(plan)).encode())
+    return plan
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """All that a plan makes stays: searching it for garbage again and again was a third of the time."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+def _unfold_all(
+    setting: Setting,
+    methods: list[MethodEntry],
+    bindings: list[Binding],
+    roots: dict[str, Path | None],
+) -> Plan:
+    spec = setting.spec
     unfolded = [each for method in methods for each in unfold(setting, method)]
     if not unfolded:
         raise ConfigError(f"{spec.name}: no run; no method has the preset {spec.preset!r}")
@@ -139,15 +171,25 @@ def make_plan(
         for leak in find_leaks(each.final)
     ]
     last = [stage for each in unfolded for stage in (each.final, *each.analyses.values())]
-    plan = Plan(spec.name, runs, graph_of(last), _by_name(bindings), roots, leaks)
-    value = {
-        "runs": [run.model_dump(mode="json") for run in runs],
-        "nodes": to_json(plan.graph),
-        "leaks": leaks,
+    graph = graph_of(last)
+    return Plan(spec.name, runs, graph, _by_name(bindings), roots, leaks, sides_of(graph.values()))
+
+
+def _pack(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON in which what many runs share is written once."""
+    params = Table()
+    runs = [
+        {**run.model_dump(mode="json", exclude={"params"}), "params": params.number(run.params)}
+        for run in plan.runs
+    ]
+    graph = pack(to_json(plan.graph))
+    return {
+        "runs": runs,
+        "params": params.rows,
+        "graph": graph,
+        "leaks": plan.leaks,
+        "sides": plan.sides,
     }
-    # Without indents, which Python's encoder takes ten times as long for.
-    write_atomic(cached, canonical_json(value).encode())
-    return plan
 
 
 def _views_named(spec: BenchSpec, methods: list[MethodEntry]) -> set[str]:
@@ -188,8 +230,11 @@ def _read_plan(
 ) -> Plan:
     value = read_json(path)
     try:
-        runs = [PlannedRun.parse(run, where=str(path)) for run in value["runs"]]
-        graph, leaks = from_json(value["nodes"]), list(value["leaks"])
-    except (KeyError, TypeError, DataError) as error:
+        runs = [
+            PlannedRun.parse({**run, "params": value["params"][run["params"]]}, where=str(path))
+            for run in value["runs"]
+        ]
+        graph, leaks = from_json(unpack(value["graph"])), list(value["leaks"])
+    except (KeyError, IndexError, TypeError, DataError) as error:
         raise DataError(f"{path}: not a plan ({error}); delete it to have it made again") from None
-    return Plan(spec.name, runs, graph, _by_name(bindings), roots, leaks)
+    return Plan(spec.name, runs, graph, _by_name(bindings), roots, leaks, value["sides"])

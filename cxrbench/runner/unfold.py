@@ -88,6 +88,22 @@ def unfold(setting: Setting, method: MethodEntry) -> Iterator[Unfolded]:
                 f"`cxrbench predict` applies a trained model to such images"
             )
         tests = _tests_of(setting, binding)
+        common = PlannedRun(
+            method=cls.name,
+            version=cls.version,
+            preset=preset,
+            params=settled.params.dumped(),
+            changed=settled.changed,
+            paper=cls.paper,
+            reported=_reported(cls, binding, settled, bare=not views),
+            dataset=binding.dataset,
+            split=binding.split,
+            fold=0,
+            seed=0,
+            train_images=entry.train_images,
+            views=[view.described() for view in views],
+            final="",
+        )
         for fold, seed in _folds(spec, binding, entry):
             home = _home(setting, binding, fold, seed)
             home = replace(home, train_images=entry.train_images)
@@ -98,23 +114,13 @@ def unfold(setting: Setting, method: MethodEntry) -> Iterator[Unfolded]:
             tested = cls.tested_on(data, settled.params, model)
             final = score(predict(model, home, tested), replicates=REPLICATES, seed=0)
             analyses = dict(cls.analyses(data, settled.params, model))
-            run = PlannedRun(
-                method=cls.name,
-                version=cls.version,
-                preset=preset,
-                params=settled.params.model_dump(mode="json"),
-                changed=settled.changed,
-                paper=cls.paper,
-                reported=_reported(cls, binding, settled, bare=not views),
-                dataset=binding.dataset,
-                split=binding.split,
-                fold=fold,
-                seed=seed,
-                train_images=entry.train_images,
-                views=[view.described() for view in views],
-                final=final.digest,
-                analyses={name: stage.digest for name, stage in analyses.items()},
-            )
+            own = {
+                "fold": fold,
+                "seed": seed,
+                "final": final.digest,
+                "analyses": {name: stage.digest for name, stage in analyses.items()},
+            }
+            run = common.model_copy(update=own)  # thousands of runs share what is common
             yield Unfolded(run, final, analyses)
             yield from _tested_elsewhere(run, final, tests)
 

@@ -45,6 +45,7 @@ class Job:
             self.execution = Execution.parse(value["execution"], where=str(path))
             self.registry = Registry(Path(p) for p in value["plugins"])
             self.roots = {name: Path(p) if p else None for name, p in value["roots"].items()}
+            self.sides = {key: [int(s) for s in of] for key, of in value.get("sides", {}).items()}
         except CxrbenchError as error:
             raise type(error)(f"{path}: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -57,7 +58,7 @@ class Job:
         """The context of stages that read data; imports NumPy and pandas."""
         from cxrbench.runner.context import Context
 
-        return Context(self.store, self.registry, self.roots, self.execution)
+        return Context(self.store, self.registry, self.roots, self.execution, self.sides)
 
 
 def failure_path(store: Store, stage: Stage) -> Path:

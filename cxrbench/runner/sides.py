@@ -1,0 +1,42 @@
+"""At which sides a plan reads the raw images of each data set, so that one decode can make them all."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from cxrbench.core.digest import digest
+from cxrbench.core.registry import load_target
+from cxrbench.core.stage import DataView, Stage
+
+Sides = dict[str, list[int]]  # by `images_key`, in pixels
+
+
+def images_key(view: DataView) -> str:
+    """What tells the raw images of two views apart; neither split nor fold."""
+    return digest(view.pixels())[:16]
+
+
+def sides_of(stages: Iterable[Stage]) -> Sides:
+    """The sides at which stages read raw images; asks their classes, which for methods imports torch."""
+    found: dict[str, set[int]] = {}
+    keys: dict[int, str] = {}
+    asked: dict[tuple[str, int], int] = {}
+    for stage in stages:
+        view = stage.data
+        if stage.kind == "score" or view.images is not None:
+            continue
+        if id(view) not in keys:
+            keys[id(view)] = images_key(view)
+        one = (stage.target, id(stage.params))
+        if one not in asked:
+            asked[one] = side_of(stage)
+        found.setdefault(keys[id(view)], set()).add(asked[one])
+    return {key: sorted(sides) for key, sides in found.items()}
+
+
+def side_of(stage: Stage) -> int:
+    """The side at which a stage reads images."""
+    cls: Any = load_target(stage.target)
+    params = cls.Params.parse(dict(stage.params), where=stage.key)
+    if stage.kind in ("compute", "transform"):
+        return int(cls(params).image_size())
+    return int(cls.image_size(params)[0])
