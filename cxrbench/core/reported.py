@@ -6,7 +6,15 @@ from pydantic import Field
 
 from cxrbench.core.frozen import Frozen
 
-# `accuracy` is at a probability of one half; the shares are of all test images at 95 % recall and sum to 1.
+# `accuracy` is at a probability of one half.
+MEANS = {
+    "auc": "AUC",
+    "pr_auc": "PR-AUC",
+    "precision_at_95_recall": "P@95R",
+    "accuracy": "accuracy",
+}
+# Of all test images at 95 % recall; they sum to 1.
+SHARES = {"tp_share": "TP", "fp_share": "FP", "tn_share": "TN", "fn_share": "FN"}
 PaperMetric = Literal["auc", "pr_auc", "precision_at_95_recall", "accuracy",
                       "tp_share", "fp_share", "tn_share", "fn_share"]  # fmt: skip
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
