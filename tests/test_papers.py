@@ -1,12 +1,13 @@
 """The benchmarks of the papers: they plan without a leak, and every number stands beside its own row alone."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from cxrbench.core.errors import ConfigError
 from cxrbench.core.registry import Registry
+from cxrbench.core.reported import MEANS, SHARES, PaperMetric
 from cxrbench.core.spec import BenchSpec
 from cxrbench.core.store import Store
 from cxrbench.runner.bench import narrow, read_spec
@@ -34,7 +35,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def plans(roots: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Plan]:
+def plans() -> dict[str, Plan]:
     """What has been planned, by file."""
     return {}
 
@@ -68,10 +69,6 @@ def on_miniatures(spec: BenchSpec, roots: dict[str, Path], store: Store) -> Plan
     return make_plan(spec.model_copy(update=update), Registry(), store)
 
 
-def cell(run: PlannedRun) -> tuple[str, str]:
-    return run.params["train_on"], run.params["test_on"]
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_benchmark_plans_without_a_leak(path: Path, planned: Any) -> None:
     plan = planned(str(path.relative_to(BENCHMARKS)))
@@ -88,27 +85,26 @@ def macro(run: PlannedRun) -> dict[str, float]:
 
 
 def test_every_cell_of_deblur_has_its_own_numbers(planned: Any) -> None:
-    runs = planned("papers/deblur.yaml").runs
-    tasks = {True: {}, False: {}}  # type: ignore[var-annotated]
-    labels = [run for run in runs if not run.changed.get("restore") and run.params["sigma"] == 2]
-    half = len(labels) // 2
-    assert half == 9
-    # Methods are planned one by one, each on both tasks in the file's order.
-    for number, run in enumerate(labels):
-        tasks[number % 2 == 0][cell(run)] = macro(run)
+    plan = planned("papers/deblur.yaml")
+    of_the_table = [r for r in plan.runs if not {"sigma", "restore"} & set(r.changed)]
+    tasks: dict[str, dict[tuple[str, str], dict[str, float]]] = {"pneumonia": {}, "etiology": {}}
+    for run in of_the_table:
+        task = plan.graph[run.final].data.params["task"]
+        tasks[task][run.params["train_on"], run.params["test_on"]] = macro(run)
+    assert [len(cells) for cells in tasks.values()] == [9, 9]
     expected = {
         ("sharp", "sharp"): {"accuracy": 0.8750, "auc": 0.9544},
         ("sharp", "blurred"): {"accuracy": 0.74},
         ("sharp", "restored"): {"accuracy": 0.8670},
         ("blurred", "blurred"): {"accuracy": 0.8702, "auc": 0.9467},
     }
-    assert {key: value for key, value in tasks[True].items() if value} == expected
+    assert {key: value for key, value in tasks["pneumonia"].items() if value} == expected
     etiology = {
         ("sharp", "sharp"): {"accuracy": 0.9120},
         ("blurred", "blurred"): {"accuracy": 0.8974},
     }
-    assert {key: value for key, value in tasks[False].items() if value} == etiology
-    others = [run for run in runs if run not in labels]
+    assert {key: value for key, value in tasks["etiology"].items() if value} == etiology
+    others = [run for run in plan.runs if run not in of_the_table]
     assert len(others) == 6
     assert not any(run.reported for run in others), "another sigma or filter"
 
@@ -185,6 +181,10 @@ def test_a_row_s_own_numbers_replace_the_method_s(roots: dict[str, Path], store:
     assert (macro(plain), macro(few)) == ({"auc": 0.8216}, {"auc": 0.8131})
     cut = plan_of(roots, store, methods=["densenet121"], datasets=[{**nih, "train_images": 20}])
     assert cut[0].reported is None, "trained on a part of the paper's films"
+    viewed = {"name": "densenet121", "views": ["stn-align"]}
+    aligned, named = plan_of(roots, store, methods=[viewed, {**viewed, "reported": [row]}], datasets=[nih])  # fmt: skip
+    assert aligned.reported is None, "on other images than the paper's"
+    assert macro(named) == {"pr_auc": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -208,6 +208,10 @@ def test_a_wrong_number_names_its_place(
     method = {"name": "deblur", "reported": [{**row, **change}]}
     with pytest.raises(ConfigError, match=says):
         plan_of(roots, store, methods=[method], datasets=[{"name": "kermany"}])
+
+
+def test_every_metric_of_a_paper_has_a_title() -> None:
+    assert set(get_args(PaperMetric)) == {*MEANS, *SHARES}
 
 
 def test_only_keeps_every_row_of_a_method() -> None:
