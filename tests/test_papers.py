@@ -190,12 +190,12 @@ def test_a_row_s_own_numbers_replace_the_method_s(roots: dict[str, Path], store:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"macro": {"acuracy": 0.9}}, r"methods.*reported.0.macro.acuracy.*'accuracy'"),
+        ({"macro": {"acuracy": 0.9}}, r"^spec: methods.0.MethodEntry.reported.0.macro.acuracy: .*'accuracy'"),
         ({"macro": {"accuracy": 91.2}}, r"reported.0.macro.accuracy: .*less than or equal to 1"),
         ({"macro": {"accuracy": "0.9"}}, r"reported.0.macro.accuracy: .*valid number"),
         ({"macro": {}}, r"reported.0.macro: "),
         ({"source": ""}, r"reported.0.source: "),
-        ({"tasks": 1}, r"unknown key 'methods.*reported.0.tasks'"),
+        ({"tasks": 1}, r"^spec: unknown key 'methods.0.MethodEntry.reported.0.tasks'"),
         ({"dataset": "kermani"}, r"deblur: reported: dataset 'kermani' is not in this benchmark; it has kermany"),
         ({"params": {"tasc": "etiology"}}, r"reported: params: kermany has no option 'tasc'; did you mean 'task'"),
     ],
