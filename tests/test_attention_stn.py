@@ -354,9 +354,9 @@ def test_recall_by_finding_is_asked_of_one_label_alone() -> None:
 # --- the paper's table as a benchmark
 
 
-def test_the_paper_s_table_is_a_benchmark_of_four_rows() -> None:
+def test_the_paper_s_table_is_the_first_rows_of_a_benchmark() -> None:
     path = Path(__file__).parents[1] / "benchmarks" / "papers" / "attention-stn.yaml"
     spec = BenchSpec.parse(read_yaml(path), where=str(path))
-    assert spec.methods == ["vgg16", "thorax-crop", "attention-stn", "stern"]
+    assert spec.methods[:4] == ["vgg16", "thorax-crop", "attention-stn", "stern"]
     assert spec.datasets[0].params == {"task": "abnormal"}
     assert spec.preset == "paper"

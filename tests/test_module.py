@@ -111,6 +111,39 @@ def test_devices_cut_the_same_global_batches(world: int) -> None:
     assert {len(rank) for rank in ranks} == {len(alone)}
 
 
+def weighted(weights: npt.NDArray[np.float64], rank: int = 0, world: int = 1) -> EpochBatches:
+    return EpochBatches(ROWS, 12, train=True, seed=3, rank=rank, world=world, weights=weights)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_devices_cut_the_same_weighted_batches(world: int) -> None:
+    """Every rank draws the same films with replacement and takes its own share of each batch."""
+    weights = np.where(ROWS < 104, 10.0, 1.0)
+    weights /= weights.sum()
+    alone = rows_of(weighted(weights))
+    ranks = [rows_of(weighted(weights, rank, world)) for rank in range(world)]
+    assert len(alone) == 47 // 12
+    for number, batch in enumerate(alone):
+        shares = [rank[number] for rank in ranks]
+        assert {len(share) for share in shares} == {12 // world}
+        joined = [share[place] for place in range(12 // world) for share in shares]
+        assert joined == batch, "in the order of one device"
+    assert {len(rank) for rank in ranks} == {len(alone)}
+    drawn = Counter(flat(alone))
+    assert max(drawn.values()) > 1, "with replacement"
+    assert sum(drawn[row] for row in ROWS[:4]) > 9  # 48 % of the weight, 9 % of the films
+
+
+def test_weighted_batches_are_others_in_other_epochs_and_the_same_again() -> None:
+    order = weighted(np.full(len(ROWS), 1 / len(ROWS)))
+    first = rows_of(order)
+    order.set_epoch(1)
+    assert rows_of(order) != first
+    order.set_epoch(0)
+    order.skip = 1
+    assert rows_of(order) == first[1:], "an interrupted epoch goes on where it stopped"
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("batch_size", [1, 5, 47, 60])
 def test_evaluation_sees_every_row_and_pads_with_repeats_only(world: int, batch_size: int) -> None:
@@ -250,6 +283,44 @@ def test_facts_count_images_and_patients(pixels: Any) -> None:
     facts = module(pixels).facts()
     assert facts["train"] == {"images": 24, "patients": 12}
     assert facts["test"] == {"images": 7, "patients": 4}
+
+
+def positives(data: CxrDataModule) -> npt.NDArray[np.bool_]:
+    """[train rows]: whether a film has a label that is 1; unknown is not."""
+    return np.asarray((data.index.targets[data.rows["train"]] == 1).any(axis=1))
+
+
+@pytest.mark.parametrize("every", [2, 8, 24])
+def test_a_balanced_sampler_draws_films_with_and_without_a_finding_equally_often(
+    pixels: Any, every: int
+) -> None:
+    data = module(pixels, sampler="balanced", batch_size=24)
+    edema = np.full(COUNT, np.nan)
+    edema[::every] = 1.0  # half, an eighth, and one of the 24 training films
+    frame = data.index.frame.assign(Edema=edema, Mass=0.0)
+    data.index = replace(data.index, frame=frame)
+    with_it, weights = positives(data), data._balance()
+    assert with_it.sum() == 24 // every
+    assert weights.sum() == pytest.approx(1)
+    assert weights[with_it].sum() == pytest.approx(0.5)
+    for same in (weights[with_it], weights[~with_it]):
+        assert np.ptp(same) == 0
+    batches = data.train_dataloader().batch_sampler
+    assert isinstance(batches, EpochBatches)
+    drawn = []
+    for epoch in range(100):
+        batches.set_epoch(epoch)
+        drawn += flat(rows_of(batches))
+    share = np.isin(drawn, data.rows["train"][with_it]).mean()
+    assert share == pytest.approx(0.5, abs=4 * 0.5 / len(drawn) ** 0.5)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_with_one_class_alone_a_balanced_sampler_draws_all_alike(pixels: Any, value: float) -> None:
+    data = module(pixels, sampler="balanced")
+    frame = data.index.frame.assign(Edema=np.nan, Mass=value)
+    data.index = replace(data.index, frame=frame)
+    assert data._balance() == pytest.approx(np.full(24, 1 / 24))
 
 
 def epochs(data: CxrDataModule, count: int = 2) -> list[tuple[list[int], torch.Tensor]]:

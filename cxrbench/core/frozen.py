@@ -82,11 +82,22 @@ def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
     return {name for m in models for name in m.model_fields}
 
 
+def _is_branch(part: int | str) -> bool:
+    """Whether a part of a path is pydantic's name for a kind of value, such as `list[union[str,X]]`."""
+    return isinstance(part, str) and part.startswith(("literal[", "list[", "[key]"))
+
+
+def _is_of_another_kind(item: Any) -> bool:
+    """Whether an error says only that a mapping or list is not the word that could have stood in its place."""
+    last = str(item["loc"][-1]) if item["loc"] else ""
+    return isinstance(item["input"], list | dict) and (last == "str" or last.startswith("literal["))
+
+
 def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     lines = []
-    for item in error.errors():
+    for item in [e for e in error.errors() if not _is_of_another_kind(e)] or error.errors():
         path = item["loc"]
-        key = ".".join(str(part) for part in path)
+        key = ".".join(str(part) for part in path if not _is_branch(part))
         if item["type"] == "extra_forbidden":
             hint = nearest(str(path[-1]), _fields_at(model, path[:-1]))
             lines.append(f"{where}: unknown key '{key}'; {hint}")

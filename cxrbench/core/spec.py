@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from cxrbench.core.cluster import Cluster
 from cxrbench.core.frozen import Frozen
+from cxrbench.core.reported import ReportedRow
 
 Preset = Literal["paper", "code", "tuned", "quick"]
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
@@ -155,12 +156,16 @@ class ViewEntry(Frozen):
 
 
 class MethodEntry(Frozen):
-    """A method of a benchmark with its own settings; `views` stand for the benchmark's when given."""
+    """A method of a benchmark with its own settings; `views` stand for the benchmark's when given.
+
+    `reported`: the paper's numbers for this row, in place of the method's own; an empty list: there are none.
+    """
 
     name: str
     preset: Preset | None = None
     params: dict[str, Any] = {}
     views: list[str | ViewEntry] | None = None
+    reported: list[ReportedRow] | None = None
 
 
 class BenchSpec(Frozen):

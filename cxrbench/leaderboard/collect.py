@@ -16,6 +16,7 @@ from cxrbench.leaderboard.judge import judge
 from cxrbench.leaderboard.predictions import Reader
 from cxrbench.leaderboard.published import published_flag
 from cxrbench.leaderboard.rows import BASELINES, METRICS, Fold, Row, Spread, Table, Value
+from cxrbench.leaderboard.withdrawn import paper_numbers
 
 __all__ = ["BASELINES", "METRICS", "Fold", "Row", "Spread", "Table", "Value", "collect"]
 
@@ -97,7 +98,7 @@ def _warnings(records: list[Record]) -> set[str]:
     """What the records warn of; with the method's name where not all say so."""
     said: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        for text in record.warnings:
+        for text in (*record.warnings, *paper_numbers(record)[1]):
             said[text].add(record.method)
     methods = {record.method for record in records}
     return {

@@ -6,8 +6,10 @@ import io
 import re
 from typing import Any
 
+from cxrbench.core.reported import MEANS
 from cxrbench.core.spreadsheet import inert
 from cxrbench.leaderboard.compare import Comparison, Verdict
+from cxrbench.leaderboard.paper import beside, paper_values, source
 from cxrbench.leaderboard.ranks import no_diagram
 from cxrbench.leaderboard.rows import BASELINES, METRICS, Row, Table, Value
 from cxrbench.leaderboard.sentences import MARKS, PLACES
@@ -32,7 +34,7 @@ NOTES = (
     "interval: ▲ better, ▼ worse, ≈ practically equal, ○ not told apart, no sign where no test was possible. "
     "val-test is the validation AUC minus the test AUC. hours are device hours of all stages. published says "
     "where the AUC stands in the range that others published on this split. paper AUC is the method's paper's; "
-    "it can be reproduced or not only on the same split."
+    "it can be reproduced or not only on the same split. What else a paper reports stands below the table."
 )
 
 
@@ -143,8 +145,21 @@ def _remarks(table: Table) -> list[str]:
         *dict.fromkeys(f"published, {f.low:.3f} to {f.high:.3f}: {f.source}" for f in ranges),
         *(text for name, text in PLACES.items() if name in {flag.place for flag in ranges}),
         *(f"{row.name}: {row.paper.how}" for row in table.rows if row.paper),
+        *(text for row in table.rows if (text := _beside(row))),
         *(_spread(row) for row in table.rows if row.spread.seeds is not None),
     ]
+
+
+def _beside(row: Row) -> str:
+    """What else than an AUC the paper reports, and ours."""
+    found = [
+        f"{each.metric} {each.paper:.4f} (ours {number(each.ours)})"
+        for each in beside(row)
+        if each.metric != MEANS["auc"]
+    ]
+    return (
+        f"{row.name}: the paper reports {', '.join(found)}. Source: {source(row)}." if found else ""
+    )
 
 
 def _spread(row: Row) -> str:
@@ -179,7 +194,7 @@ def to_csv(tables: list[Table]) -> str:
                "folds", "complete"]  # fmt: skip
     columns += [f"{m}_{kind}" for m in METRICS for kind in ("mean", "sd")]
     columns += [f"auc_minus_{name}" for name in BASELINES]
-    columns += ["device", "device_hours", "parameters", "paper_auc"]
+    columns += ["device", "device_hours", "parameters", *(f"paper_{name}" for name in MEANS)]
     columns += [*OF_THE_ROW, *(f"{name}_{what}" for name in BASELINES for what in OF_A_COMPARISON)]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)
@@ -207,7 +222,7 @@ def _flat(table: Table, row: Row) -> dict[str, Any]:
         "device": cost[0].get("device"),
         "device_hours": sum(c.get("device_hours") or 0.0 for c in cost),
         "parameters": cost[0].get("parameters"),
-        "paper_auc": row.reported_auc,
+        **{f"paper_{name}": paper_values(row).get(name) for name in MEANS},
     }
     for metric in METRICS:
         value = row.values[metric]

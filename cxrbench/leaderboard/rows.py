@@ -9,6 +9,7 @@ from typing import Any
 from cxrbench.core.record import ExternalTest, Record
 from cxrbench.leaderboard.compare import Comparison, Pair
 from cxrbench.leaderboard.published import PaperFlag, PublishedFlag
+from cxrbench.leaderboard.withdrawn import paper_numbers
 
 BASELINES = ("densenet121", "vgg16")
 METRICS = ("auc", "pr_auc", "precision_at_95_recall", "precision_at_validation_threshold",
@@ -116,14 +117,8 @@ class Row:
 
     @property
     def reported(self) -> dict[str, Any] | None:
-        """The paper's numbers for this data set."""
-        return self.records[0].reported
-
-    @property
-    def reported_auc(self) -> Any:
-        """Its macro AUC; None where a record has none in that place."""
-        macro = (self.reported or {}).get("macro")
-        return macro.get("auc") if isinstance(macro, dict) else None
+        """The paper's numbers for this row, less those that are withdrawn."""
+        return paper_numbers(self.records[0])[0]
 
 
 @dataclass

@@ -81,10 +81,14 @@ class AttentionSTN(BackboneClassifier):
         "chexpert": {
             "split": "cv5",
             "source": "Rocha et al. 2022, Table II, VGG16 + ST module (normal/abnormal)",
-            "macro": {"auc": 0.8422, "pr_auc": 0.9523, "precision_at_95_recall": 0.8525},
+            "params": {"task": "abnormal", "view": "pa", "policy": "u-ones"},
+            "macro": {
+                "auc": 0.8422, "pr_auc": 0.9523, "precision_at_95_recall": 0.8525,
+                "tp_share": 0.7608, "fp_share": 0.1317, "tn_share": 0.0674, "fn_share": 0.0401,
+            },
             "labels": {},
         },
-    }
+    }  # fmt: skip
 
     def __init__(self, params: AttentionParams, labels: tuple[str, ...]) -> None:
         super().__init__(params, labels)

@@ -54,7 +54,8 @@ class Method(L.LightningModule):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = ""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    # data set -> {"split", "source", "macro": {metric: value}, "labels": {label: auc}}
+    # data set -> a `core.reported.Reported`: {"split", "source", "params": {option of the data set: value},
+    # "macro": {metric: value}, "labels": {label: auc}}
     reported: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     Params: ClassVar[type[MethodParams]] = MethodParams
     # False: what is scored is not fitted to the labels, so nothing promises that it beats chance.

@@ -58,10 +58,11 @@ def narrow(spec: BenchSpec, registry: Registry, only: list[str]) -> BenchSpec:
     if not only:
         return spec
     asked = {normalise(name) for word in only for name in word.split(",")}
-    entries = {normalise(entry.name): entry for entry in method_entries(spec, registry)}
-    for name in asked - set(entries):
-        raise UsageError(f"--only {name}: not in {spec.name}; {nearest(name, entries)}")
-    kept: list[str | MethodEntry] = [entry for name, entry in entries.items() if name in asked]
+    entries = method_entries(spec, registry)
+    names = {normalise(entry.name) for entry in entries}
+    for name in asked - names:
+        raise UsageError(f"--only {name}: not in {spec.name}; {nearest(name, names)}")
+    kept: list[str | MethodEntry] = [e for e in entries if normalise(e.name) in asked]
     return spec.model_copy(update={"methods": kept})
 
 

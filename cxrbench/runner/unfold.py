@@ -6,8 +6,10 @@ from typing import Any
 
 from cxrbench.core.errors import ConfigError
 from cxrbench.core.frozen import Frozen
+from cxrbench.core.nearest import nearest
 from cxrbench.core.record import ExternalTest
 from cxrbench.core.registry import Registry, normalise
+from cxrbench.core.reported import Reported, ReportedRow
 from cxrbench.core.spec import BenchSpec, DatasetEntry, MethodEntry, ViewEntry
 from cxrbench.core.stage import DataView, Stage, predict, predict_elsewhere, score
 from cxrbench.core.store import Store
@@ -81,6 +83,8 @@ def unfold(setting: Setting, method: MethodEntry) -> Iterator[Unfolded]:
     preset = method.preset or spec.preset
     settled = _settle(setting, cls, preset, method.params)
     views = [_view_of(setting, entry, preset) for entry in _view_entries(spec, method)]
+    own = not views and _is_the_paper_s(settled)
+    printed = _given(setting, method) if method.reported is not None else _of_class(cls, own=own)
     for binding, entry in zip(setting.homes, spec.datasets, strict=True):
         if not binding.labels:
             raise ConfigError(
@@ -95,7 +99,7 @@ def unfold(setting: Setting, method: MethodEntry) -> Iterator[Unfolded]:
             params=settled.params.dumped(),
             changed=settled.changed,
             paper=cls.paper,
-            reported=_reported(cls, binding, settled, bare=not views),
+            reported=_reported(printed, binding, entry),
             dataset=binding.dataset,
             split=binding.split,
             fold=0,
@@ -114,22 +118,59 @@ def unfold(setting: Setting, method: MethodEntry) -> Iterator[Unfolded]:
             tested = cls.tested_on(data, settled.params, model)
             final = score(predict(model, home, tested), replicates=REPLICATES, seed=0)
             analyses = dict(cls.analyses(data, settled.params, model))
-            own = {
+            cell = {
                 "fold": fold,
                 "seed": seed,
                 "final": final.digest,
                 "analyses": {name: stage.digest for name, stage in analyses.items()},
             }
-            run = common.model_copy(update=own)  # thousands of runs share what is common
+            run = common.model_copy(update=cell)  # thousands of runs share what is common
             yield Unfolded(run, final, analyses)
             yield from _tested_elsewhere(run, final, tests)
 
 
-def _reported(cls: Any, binding: Binding, settled: Settled, *, bare: bool) -> dict[str, Any] | None:
-    """The paper's numbers, where this is the paper's method: on its images, with another budget or weights at most."""
-    other = [key for key in settled.changed if not ("recipe." in key or "pretrained" in key)]
-    found: dict[str, Any] | None = cls.reported.get(binding.dataset) if bare and not other else None
-    return found
+def _is_the_paper_s(settled: Settled) -> bool:
+    """Whether this is the paper's method: with another budget or other weights at most."""
+    return all("recipe." in key or "pretrained" in key for key in settled.changed)
+
+
+def _of_class(cls: Any, *, own: bool) -> list[ReportedRow]:
+    """What a method's class says that its paper reports."""
+    return [
+        ReportedRow.parse({"dataset": name, **table}, where=f"method {cls.name}: reported: {name}")
+        for name, table in cls.reported.items()
+        if own
+    ]
+
+
+def _given(setting: Setting, method: MethodEntry) -> list[ReportedRow]:
+    """What a benchmark says of a row; ConfigError where a name can be that of no data set of the benchmark."""
+    for row in method.reported or []:
+        where = f"{setting.spec.name}: {method.name}: reported"
+        homes = [b for b in setting.homes if normalise(b.dataset) == normalise(row.dataset)]
+        if not homes:
+            known = ", ".join(dict.fromkeys(b.dataset for b in setting.homes))
+            raise ConfigError(
+                f"{where}: dataset {row.dataset!r} is not in this benchmark; it has {known}"
+            )
+        for key in row.params:
+            if key not in homes[0].params:
+                raise ConfigError(
+                    f"{where}: params: {row.dataset} has no option {key!r}; {nearest(key, homes[0].params)}"
+                )
+    return list(method.reported or [])
+
+
+def _reported(
+    printed: list[ReportedRow], binding: Binding, entry: DatasetEntry
+) -> dict[str, Any] | None:
+    """The paper's numbers, where they are of these images and this task."""
+    if entry.train_images is not None:
+        return None
+    for row in printed:
+        if normalise(row.dataset) == normalise(binding.dataset) and row.is_of(binding.params):
+            return row.model_dump(mode="json", include=set(Reported.model_fields))
+    return None
 
 
 def _settle(setting: Setting, cls: Any, preset: Any, params: dict[str, Any]) -> Settled:

@@ -17,6 +17,7 @@ from cxrbench.core.frozen import Frozen
 from cxrbench.core.record import ExternalTest
 from cxrbench.core.store import write_atomic
 from cxrbench.leaderboard.labels import label_counts, label_values
+from cxrbench.leaderboard.paper import paper_values
 from cxrbench.leaderboard.rows import Row, Table, Value
 
 SCHEMA = Path(__file__).with_name("leaderboard.schema.json")
@@ -120,6 +121,7 @@ class RowEntry(Frozen):
     comparisons: dict[str, Difference | None] = Field(description="with each baseline")
     published: Published | None
     paper: Paper | None
+    paper_values: dict[str, float] = Field({}, description="what the paper reports, by metric")
     device: str | None
     device_hours: float
     parameters: int | None
@@ -230,6 +232,7 @@ def _row(row: Row, labels: Sequence[str]) -> RowEntry:
         },
         published=Published.model_validate(asdict(row.published)) if row.published else None,
         paper=_paper(row),
+        paper_values=paper_values(row),
         device=_text(cost[0].get("device")),
         device_hours=sum(each.get("device_hours") or 0.0 for each in cost),
         parameters=parameters if isinstance(parameters, int) else None,

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from cxrbench.core.reported import MEANS
 from cxrbench.leaderboard.collect import BASELINES, Row, Table, Value
 from cxrbench.leaderboard.labels import label_scores, label_value
+from cxrbench.leaderboard.paper import paper_values
 from cxrbench.leaderboard.site.runs import run_path
 
 SHADES = 20  # steps of the heat map's colours, from an AUC of 0.5 to 1
@@ -49,7 +51,9 @@ COLUMNS = (
     Column("speed", "images/s", "images a second in training", hidden=True),
     Column("params", "params", "parameters of the last training, in millions"),
     Column("memory", "GiB", "largest memory of a stage", hidden=True),
-    Column("paper", "paper AUC", "what the paper reports"),
+    # All of them stand below the table, too.
+    *(Column(f"paper-{name}", f"paper {title}", f"the {title} that the paper reports", hidden=name != "auc")
+      for name, title in MEANS.items()),
 )  # fmt: skip
 
 
@@ -107,7 +111,7 @@ def _cells(row: Row, scale: tuple[float, float]) -> dict[str, Cell]:
         "speed": _plain(mean(speeds) if speeds else None, "{:.1f}"),
         "params": _plain(_scaled(cost[0].get("parameters"), 1e-6), "{:.2f} M"),
         "memory": _plain(_scaled(memory, 2**-30), "{:.1f}"),
-        "paper": _paper(row),
+        **_paper(row),
     }
 
 
@@ -168,11 +172,13 @@ def _difference(row: Row, baseline: str) -> Cell:
     return Cell(text, tested.difference, small, mark=mark, about=tested.how)
 
 
-def _paper(row: Row) -> Cell:
-    if row.paper is not None:
-        return Cell(f"{row.paper.value:.4f}", row.paper.value, row.paper.tag, about=row.paper.how)
-    value = row.reported_auc
-    return _plain(value, "{:.4f}")
+def _paper(row: Row) -> dict[str, Cell]:
+    """By columns: the paper's AUC with a word on its split, and the other means that it reports."""
+    values, flag = paper_values(row), row.paper
+    found = {f"paper-{name}": _plain(values.get(name), "{:.4f}") for name in MEANS}
+    if flag is not None:
+        found["paper-auc"] = Cell(f"{flag.value:.4f}", flag.value, flag.tag, about=flag.how)
+    return found
 
 
 def _plain(value: Any, form: str) -> Cell:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from cxrbench.core.reported import SHARES
 from cxrbench.leaderboard.collect import BASELINES, Row, Table
 from cxrbench.leaderboard.markdown import floor_line
+from cxrbench.leaderboard.paper import beside, shares, source
 from cxrbench.leaderboard.predictions import predictions_in
 from cxrbench.leaderboard.sentences import MARKS
 from cxrbench.leaderboard.site import curves, figures, subgroups
@@ -75,6 +77,9 @@ def write_task(out: Output, table: Table) -> str:
         most_curves=MOST_CURVES,
         replicates=curves.REPLICATES,
         calibration=_calibration(table, drawn),
+        papers=_papers(table),
+        shares=shares(table),
+        share_names=SHARES,
         transfers=transferred,
         transfer_figure=out.figure(f"{stem}-thresholds", figures.recall_reached, reached) if reached else "",
         subgroups={name: found for name, parts in drawn.parts.items() if (found := subgroups.splits(parts))},
@@ -207,6 +212,15 @@ def _galleries(out: Output, table: Table) -> list[dict[str, Any]]:
                 )
                 break
     return found
+
+
+def _papers(table: Table) -> list[dict[str, Any]]:
+    """What each row's paper reports, beside ours; shares stand elsewhere."""
+    return [
+        {"name": row.name, "metric": each.metric, "paper": each.paper, "ours": each.ours, "source": source(row)}
+        for row in table.rows
+        for each in beside(row)
+    ]  # fmt: skip
 
 
 def _pairs(table: Table) -> list[dict[str, Any]]:
