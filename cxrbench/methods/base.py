@@ -59,6 +59,8 @@ class Method(L.LightningModule):
     # False: what is scored is not fitted to the labels, so nothing promises that it beats chance.
     learns: ClassVar[bool] = True
     needs_masks: ClassVar[bool] = False  # batches carry lung masks and boxes, too
+    # Optimiser -> its settings, where the paper's framework has other defaults than torch.
+    optimiser_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     params: MethodParams
     # Set before a training. Lightning's own estimate makes the loader before a resumed training
     # knows its epoch, and so starts it with another order.
@@ -132,7 +134,8 @@ class Method(L.LightningModule):
         return {}
 
     def configure_optimizers(self) -> Any:
-        return build_optimiser(self, self.params.recipe, self.steps_per_epoch)
+        options = self.optimiser_options
+        return build_optimiser(self, self.params.recipe, self.steps_per_epoch, options=options)
 
 
 def once(batch: Any) -> Any | None:

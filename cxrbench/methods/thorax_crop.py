@@ -71,10 +71,11 @@ class ThoraxDetector(Method):
     """One box an image, around both lungs; fitted on images whose lungs are drawn in."""
 
     name = "thorax-detector"
-    version = 1
+    version = 2
     Params = DetectorParams
     params: DetectorParams
     needs_masks = True
+    optimiser_options = {"sgd": {"momentum": 0.937, "nesterov": True}}  # YOLOv5's defaults
 
     def __init__(self, params: DetectorParams, labels: tuple[str, ...]) -> None:
         super().__init__(params, labels)
