@@ -55,7 +55,7 @@ class AutoencoderParams(MethodParams):
     as_resizing: bool = False  # what is learned is added to bicubic resizing
     code_channels: Literal[1, 3] = 1  # 3: the classifier's three inputs are not one image thrice
     hidden: int = Field(0, ge=0)  # channels of a layer before the decoder's own
-    # float32: its errors are of the size of what bf16 rounds away.
+    # Float32: its errors (the original's mean square is 2.6e-4) are near what bf16 rounds away.
     recipe: Recipe = BL5.model_copy(
         update={"augment": FLIPS, "validation_view": "resize", "precision": "32-true"}
     )

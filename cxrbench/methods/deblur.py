@@ -145,9 +145,8 @@ class LinearVGG(BackboneClassifier):
     version = 2
     Params = LinearVGGParams
     params: LinearVGGParams
-    optimiser_options = {
-        "rmsprop": {"alpha": 0.9, "eps": 1e-7}
-    }  # Keras' defaults; torch's alpha is 0.99
+    # Keras' defaults; torch's are 0.99 and 1e-8.
+    optimiser_options = {"rmsprop": {"alpha": 0.9, "eps": 1e-7}}
     weights: Tensor  # [K, 2]
 
     def __init__(self, params: LinearVGGParams, labels: tuple[str, ...]) -> None:
