@@ -258,7 +258,7 @@ class Windows(RoiReport):
     """
 
     name = "windows"
-    version = 2
+    version = 3
     Params = WindowsParams
     params: WindowsParams
     columns = WINDOW

@@ -206,7 +206,7 @@ class ThoraxBoxes(RoiReport):
     """
 
     name = "thorax-boxes"
-    version = 2
+    version = 3
     Params = CropParams
     params: CropParams
     columns = ("confidence", "whole", "box_x0", "box_y0", "box_x1", "box_y1")

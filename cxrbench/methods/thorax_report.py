@@ -140,7 +140,9 @@ class RoiReport(Computation):
             left = (_outlined(films[place], outlines), str(images.index.image_ids[row]))
             text = self.caption({n: float(values[row]) for n, values in columns.items()})
             if against and np.isfinite(against["covered"][row]):
-                text += f"  lungs {against['covered'][row]:.0%}"
+                # First, since what does not fit is cut off.
+                lungs, apices = against["covered"][row], against["apices"][row]
+                text = f"lungs {lungs:.0%} apices {apices:.0%}  {text}"
             middle: list[Cell] = [] if other is None else [(other[1][place], other[0])]
             pairs.append([left, *middle, (_outlined(seen[place], []), text)])
         known = " The green box is around the true lungs." if truth is not None else ""
