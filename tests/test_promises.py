@@ -79,7 +79,10 @@ def test_the_thorax_s_crop_holds_the_lungs(tmp_path: Path) -> None:
 
 
 def test_the_cyclegan_changes_findings_more_than_tissue(tmp_path: Path) -> None:
-    """Inside the boxes of drawn findings against the lungs outside of them."""
+    """Inside the boxes of drawn findings against the lungs outside of them.
+
+    1.35 times as much when this was written, and 0.92 in the same boxes laid over healthy films.
+    """
     facts, _ = measured(tmp_path, "cyclegan", "translation", seed=34)
     assert facts["boxes"]["films"] > 20
     assert facts["boxes"]["inside"] > facts["boxes"]["outside"]
