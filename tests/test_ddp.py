@@ -32,7 +32,6 @@ TRAININGS = [
     ("aecnn", {}, "patch-autoencoder", 1e-3),
     ("vgg16", {}, "vgg16", 0.05),  # dropout draws another mask in each process
     ("stn-align", {"aligner": ALIGNER}, "aligner", 1e-3),
-    ("stern", {"backbone": "vgg16"}, "stern", 0.05),
 ]
 
 
