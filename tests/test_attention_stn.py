@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from cxrbench.core.errors import DataError
+from cxrbench.core.gallery import read_gallery
 from cxrbench.core.spec import BenchSpec, MethodParams, Recipe
 from cxrbench.core.stage import DataView
 from cxrbench.core.yamlfile import read_yaml
@@ -24,6 +26,8 @@ from cxrbench.methods.attention_stn import (
     Windows,
     WindowsParams,
 )
+from cxrbench.methods.sheets import BAR, GAP, TILE
+from cxrbench.methods.thorax_crop import ThoraxCrop
 from cxrbench.methods.thorax_report import FindingRecall, RecallParams, compare
 from cxrbench.methods.vgg16 import VGG16
 from cxrbench.metrics.boxes import box_of_mask
@@ -291,6 +295,53 @@ def test_the_windows_are_measured_listed_and_drawn(tmp_path: Path, known: bool) 
     assert (tmp_path / picture["file"]).stat().st_size > 1000
 
 
+def test_beside_a_detector_s_crops_there_are_three_columns(tmp_path: Path) -> None:
+    """As in the paper's figure: original with both boxes, crop, window."""
+    for name in ("model", "crops"):
+        (tmp_path / name).mkdir()
+    save_file(dict(stn().state_dict()), tmp_path / "model" / "model.safetensors")
+    films = np.full((30, 40, 40), 40, np.uint8)
+    # The artefact of the crops holds all images; the test images are those from 10 on.
+    crops = np.repeat(np.arange(40, dtype=np.uint8) * 5, 32 * 32).reshape(40, 32, 32)
+    np.save(tmp_path / "crops" / "images.npy", crops)
+    boxes = np.zeros((40, 10), np.float32)
+    boxes[:, 6:] = (0.25, 0.25, 0.5, 0.5)
+    np.save(tmp_path / "crops" / "boxes.npy", boxes)
+    images = Films(films, None, pd.DataFrame({"image_id": [f"film-{n}" for n in range(30)]}))
+    images.rows = np.arange(10, 40)
+    report = Windows(WindowsParams(films=40, size=32, loc_size=80))
+    widths = []
+    for inputs in ({}, {"crops": tmp_path / "crops"}):
+        given = {"model": tmp_path / "model", **inputs}
+        report.compute(images, None, given, tmp_path, 0)
+        with Image.open(tmp_path / "gallery.png", formats=("PNG",)) as sheet:
+            drawn = np.asarray(sheet.convert("RGB"))
+        widths.append(drawn.shape[1])
+    assert widths[1] * 2 == widths[0] * 3
+    column = TILE + GAP
+    assert drawn[100, column + 100].tolist() == [50] * 3, "not the crop of the first test image"
+    last = drawn[5 * (TILE + BAR) + 100, column + 100]
+    assert last.tolist() == [39 * 5] * 3
+    assert drawn[TILE // 4, round(TILE * 0.4)].tolist() == [0x4A, 0xA3, 0xFF], "no blue box"
+    assert "detector's crop" in json.loads((tmp_path / "gallery.json").read_text())[0]["caption"]
+
+
+@pytest.mark.parametrize("preset", ["paper", "tuned", "quick"])
+def test_windows_stand_beside_the_crops_of_thorax_crop_s_own_run(preset: Any) -> None:
+    lungs_ = DataView(**{**vars(VIEW), "dataset": "lung-masks", "external": True, "labels": ()})
+    data = DataView(**{**vars(VIEW), "externals": {"lung-masks": lungs_}})
+    machine = {"precision": "bf16-mixed"}  # what `auto` became
+    own = {"detector_data": "lung-masks"} if preset == "quick" else {}
+    crop = ThoraxCrop.view(data, ThoraxCrop.resolve(preset, own, machine, where="x"))
+    for cls in (AttentionSTN, STERN):
+        params = cls.resolve(preset, {}, machine, where="x")
+        windows = cls.analyses(data, params, cls.stages(data, params))["windows"]
+        assert crop.images is not None
+        assert windows.inputs["crops"].digest == crop.images.digest
+        alone = cls.analyses(VIEW, params, cls.stages(VIEW, params))["windows"]
+        assert set(alone.inputs) == {"model"}
+
+
 def test_the_picture_is_what_the_classifier_gets() -> None:
     report = Windows(WindowsParams(films=40, size=40))
     film = np.arange(1600, dtype=np.uint8).reshape(1, 40, 40)
@@ -339,6 +390,14 @@ def test_recall_by_finding_at_both_thresholds(tmp_path: Path) -> None:
     assert list(test["findings"]) == ["Edema", "Fracture"]
     assert validation["threshold"] == pytest.approx(0.6)
     assert validation["findings"]["Edema"]["recall"] == pytest.approx(2 / 3)
+    [listed] = read_gallery(tmp_path)
+    assert not listed.films
+    assert (tmp_path / listed.file).stat().st_size > 1000
+    frame = frame[["image_id"]]  # without findings there is nothing to draw
+    images = Films(np.zeros((count, 8, 8), np.uint8), None, frame)
+    found = report.compute(images, None, {"predictions": tmp_path}, tmp_path, 0)
+    assert found["at_test_threshold"]["findings"] == {}
+    assert read_gallery(tmp_path) == []
 
 
 def test_recall_by_finding_is_asked_of_one_label_alone() -> None:

@@ -39,7 +39,13 @@ from cxrbench.methods.deblur_images import (
     restore_params,
     unit_images,
 )
-from cxrbench.methods.deblur_report import Curves, CurvesParams, Restoration, RestorationParams
+from cxrbench.methods.deblur_report import (
+    SWEPT,
+    Curves,
+    CurvesParams,
+    Restoration,
+    RestorationParams,
+)
 from cxrbench.metrics.images import psnr_of_mse, ssim
 from cxrbench.nn.blur import gaussian_blur
 from cxrbench.nn.deconvolution import richardson_lucy, wiener
@@ -462,12 +468,54 @@ def test_the_restoration_s_numbers(films: Any, tmp_path: Path) -> None:
     falling = [row["blurred"] for row in facts["psnr_by_sigma"].values()]
     assert falling[1] == pytest.approx(rows["blurred"]["psnr"], rel=1e-6)
     assert falling[0] > falling[1] + 1 > falling[2] + 2
+    for name in ("mse", "ssim"):
+        at_one = facts[f"{name}_by_sigma"]["1"]
+        assert at_one["wiener"] == pytest.approx(rows["wiener"][name], rel=1e-6)
+        assert len({row["blurred"] for row in facts[f"{name}_by_sigma"].values()}) == 3
     floats = np.stack([gaussian_filter(f / 255.0, 1.0) for f in films])
     exact = ((floats - films / 255.0) ** 2).mean()
     assert facts["unet_mse_of_floats"] == pytest.approx(exact, rel=1e-4)
     for picture in json.loads((tmp_path / "gallery.json").read_text()):
         assert (tmp_path / picture["file"]).read_bytes().startswith(b"\x89PNG")
         assert picture["caption"]
+
+
+def test_the_report_s_mse_is_that_of_all_films(tmp_path: Path) -> None:
+    """Not of those alone that the sweep is made on."""
+    rng = np.random.default_rng(3)
+    drawn = rng.integers(0, 256, (SWEPT + 20, 16, 16)).astype(np.uint8)
+    drawn[1::2] = 90  # as good as untouched by a blur: any other choice of films has another mean
+    module = tiny_unet(sigma=1.0, residual=True).eval()
+    (tmp_path / "net").mkdir()
+    save_file(module.state_dict(), tmp_path / "net" / "model.safetensors")
+    focus = Focus(sigma=1.0, side=16)
+    report = Restoration(RestorationParams(focus=focus, unet=module.params, sweep=()))
+    facts = report.compute(drawn, None, {"unet": tmp_path / "net"}, tmp_path, 0)
+    floats = np.stack([gaussian_filter(f / 255.0, 1.0) for f in drawn])
+    exact = ((floats - drawn / 255.0) ** 2).mean()
+    assert facts["unet_mse_of_floats"] == pytest.approx(exact, rel=1e-4)
+
+
+def test_keras_rmsprop_forgets_a_tenth_a_step() -> None:
+    """Its two first steps by hand: v = 0.9 v + 0.1 g^2, w -= rate g / (sqrt(v) + 1e-7)."""
+    module = Deblur(
+        params_of("paper", backbone="resnet10t", frozen=False, pretrained="none"), ("a",)
+    )
+    optimiser = module.configure_optimizers()
+    weight = next(module.parameters())
+    expected, square = weight.detach().double().clone(), 0.0
+    for gradient in (0.5, 0.125):
+        weight.grad = torch.full_like(weight, gradient)
+        optimiser.step()
+        square = 0.9 * square + 0.1 * gradient**2
+        expected -= 1e-5 * gradient / (square**0.5 + 1e-7)
+    assert torch.allclose(weight.detach().double(), expected, atol=1e-6, rtol=0)
+
+
+def test_the_paper_s_parts_are_float32_and_later_ones_as_the_machine_likes() -> None:
+    for preset, precision in (("paper", "32-true"), ("tuned", "auto"), ("quick", "auto")):
+        params = params_of(preset)
+        assert {params.recipe.precision, params.unet.recipe.precision} == {precision}, preset
 
 
 def test_a_report_without_a_u_net_has_the_filters(films: Any, tmp_path: Path) -> None:

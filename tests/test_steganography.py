@@ -360,7 +360,7 @@ def test_directions_are_apart(both: Any) -> None:
 
 def test_the_pictures(both: Any, tmp_path: Path) -> None:
     listed = json.loads((tmp_path / "hiding" / "gallery.json").read_text())
-    names = ["gallery", "noise", "corruptions", "spectrum", "locality", "targeted"]
+    names = ["gallery", "noise", "corruptions", "spectrum", "locality", "targeted", "decoders"]
     assert [entry["file"] for entry in listed] == [f"{name}.png" for name in names]
     for entry in listed:
         assert entry["caption"]

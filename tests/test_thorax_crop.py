@@ -247,6 +247,10 @@ def test_the_paper_s_detector_and_rule() -> None:
     params = ThoraxCrop.resolve("paper", {}, {}, where="x")
     r = params.thorax.recipe
     assert (r.optimizer, r.learning_rate, r.epochs, r.batch_size) == ("sgd", 1e-2, 150, 16)
+    module = ThoraxDetector(params.thorax.model_copy(update={"pretrained": "none"}), ())
+    group = module.configure_optimizers()["optimizer"].param_groups[0]
+    assert (group["momentum"], group["nesterov"]) == (0.937, True)
+    assert group["weight_decay"] == 5e-4
     assert (params.confidence, params.margin, params.detector_data) == (0.9, 0, "lung-masks")
     assert (params.thorax.pretrained, params.thorax.detector) == ("coco", "ssdlite")
     assert params.classifier == VGG16.resolve("paper", {}, {}, where="x")

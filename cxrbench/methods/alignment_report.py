@@ -38,6 +38,7 @@ BLOCK = 64  # images posed at once
 SHOWN = 6  # rows of pairs in the gallery
 TILE = 160  # pixels of a picture in the gallery
 BINS = 30
+END = 0.25  # share of the lungs' box that is called an end of it
 POSE = ("shift x", "shift y", "scale x", "scale y", "angle")
 Plane = npt.NDArray[np.float32]
 
@@ -61,7 +62,7 @@ class AlignmentReport(Computation):
     """
 
     name = "alignment-report"
-    version = 1
+    version = 2
     Params = ReportParams
 
     def __init__(self, params: ReportParams) -> None:
@@ -218,22 +219,52 @@ def _in_degrees(pose: Tensor) -> npt.NDArray[np.float64]:
 
 
 def _overlap(lungs: Tensor, theta: Tensor) -> dict[str, float]:
-    """IoU of each image's lungs with the mean lungs, and the share of them that is still in view."""
-    size = (lungs.shape[-2], lungs.shape[-1])
-    seen = warp(lungs, theta, size) > 0.5
+    """IoU of each image's lungs [N, 1, S, S] with the mean lungs, and the share of them that is still in view.
+
+    The same share of their apices and their costophrenic angles alone: what a window cuts off first.
+    """
+    held = lungs.flatten(1).amax(1) > 0.5
+    if not held.any():
+        return {}
+    lungs, theta = lungs[held], theta[held]
+    seen = warp(lungs, theta, (lungs.shape[-2], lungs.shape[-1])) > 0.5
     mean = seen.float().mean(0, keepdim=True) > 0.5
     shared, either = (seen & mean).flatten(1).sum(1), (seen | mean).flatten(1).sum(1)
+    kept = _in_view(lungs, theta)
+    apices, angles = ends_of_lungs(lungs)
+    return {
+        "iou": float((shared / either.clamp(min=1)).mean()),
+        "in_view": float(kept.mean()),
+        "least_in_view": float(kept.min()),
+        "apices_in_view": float(_in_view(apices, theta).mean()),
+        "costophrenic_angles_in_view": float(_in_view(angles, theta).mean()),
+    }
+
+
+def _in_view(region: Tensor, theta: Tensor) -> Tensor:
+    """The share [N] of regions [N, 1, S, S] that their thetas show."""
+    seen = warp(region, theta, (region.shape[-2], region.shape[-1])) > 0.5
     # An area in view counts for as much of the image as one pixel of it shows.
     area = (theta[:, 0, 0] * theta[:, 1, 1] - theta[:, 0, 1] * theta[:, 1, 0]).abs()
-    whole = (lungs > 0.5).flatten(1).sum(1)
-    kept = (seen.flatten(1).sum(1) * area / whole.clamp(min=1)).clamp(max=1)
-    held = whole > 0
-    iou = (shared / either.clamp(min=1))[held]
-    return {
-        "iou": float(iou.mean()),
-        "in_view": float(kept[held].mean()),
-        "least_in_view": float(kept[held].min()),
-    }
+    whole = (region > 0.5).flatten(1).sum(1)
+    return (seen.flatten(1).sum(1) * area / whole.clamp(min=1)).clamp(max=1)
+
+
+def ends_of_lungs(lungs: Tensor) -> tuple[Tensor, Tensor]:
+    """Apices and costophrenic angles of lungs [N, 1, S, S] in [0, 1], none of which is empty.
+
+    Of the box around both lungs, the upper quarter, and the outer quarters of the lower quarter.
+    """
+    apices, angles = torch.zeros_like(lungs), torch.zeros_like(lungs)
+    for n, (lung,) in enumerate(lungs):
+        rows, columns = (lung > 0.5).nonzero(as_tuple=True)
+        top, left = int(rows.min()), int(columns.min())
+        bottom, right = int(rows.max()) + 1, int(columns.max()) + 1
+        high, wide = (max(1, round(END * (b - a))) for a, b in ((top, bottom), (left, right)))
+        apices[n, 0, : top + high] = lung[: top + high]
+        angles[n, 0, bottom - high :] = lung[bottom - high :]
+        angles[n, 0, :, left + wide : right - wide] = 0
+    return apices, angles
 
 
 def _drawn(affine: Tensor, thetas: dict[str, Tensor]) -> dict[str, float | None]:

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cxrbench.core.frozen import Frozen
-from cxrbench.core.spec import MethodParams
+from cxrbench.core.spec import MethodParams, Preset
 from cxrbench.core.stage import DataView, Stage, compute, fit
-from cxrbench.methods.base import Batch, weights_in
+from cxrbench.methods.base import Batch, once, weights_in
 from cxrbench.methods.densenet121 import QUICK_SMALL, TUNED, BackboneClassifier
 from cxrbench.methods.optimisers import build_optimiser
+from cxrbench.methods.thorax_crop import ThoraxCrop, ThoraxCropParams
 from cxrbench.methods.thorax_report import (
     Numbers,
     Pixels,
@@ -112,13 +113,14 @@ class AttentionSTN(BackboneClassifier):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Besides the scores, the mean window: whoever reads the log sees where attention goes."""
-        image = to_unit(batch["image"])
+        own = once(batch)
+        if own is None:
+            return
+        image = to_unit(own["image"])
         window = self.locate(image)
         logits = self.classify(image, window).float()
-        self._validation.append((batch["row"], logits, batch["target"], batch["known"]))
-        seen = self.observe(window, logits, batch)
-        # Padding under DDP repeats at most a few images here.
-        self.log_dict(seen, batch_size=len(image), sync_dist=True)
+        self._validation.append((own["row"], logits, own["target"], own["known"]))
+        self.log_dict(self.observe(window, logits, own), batch_size=len(image), sync_dist=True)
 
     def observe(self, window: Tensor, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Means over a validation batch that are worth a column in the log."""
@@ -128,7 +130,8 @@ class AttentionSTN(BackboneClassifier):
     def configure_optimizers(self) -> Any:
         rate = self.params.window_rate
         rates = {} if rate == 1 else {"window": rate}
-        return build_optimiser(self, self.params.recipe, self.steps_per_epoch, rates)
+        options = self.optimiser_options
+        return build_optimiser(self, self.params.recipe, self.steps_per_epoch, rates, options)
 
     @classmethod
     def analyses(cls, data: DataView, params: AttentionParams, model: Stage) -> Mapping[str, Stage]:
@@ -140,8 +143,29 @@ class AttentionSTN(BackboneClassifier):
             loc_size=params.loc_size or recipe.size,
             bounded=params.bounded,
         )
-        found = {"windows": compute(Windows, model.data, shown, part="test", model=model)}
+        inputs = {"model": model, **detector_crops(model.data, params)}
+        found = {"windows": compute(Windows, model.data, shown, part="test", **inputs)}
         return found | recall_by_finding(data, model, recipe.load)
+
+
+def detector_crops(films: DataView, params: AttentionParams) -> dict[str, Stage]:
+    """The stage of `thorax-crop` that the windows are shown beside; none without lung masks of other data.
+
+    Of the preset that these parameters belong to, so that runs of both methods share one detector, unless
+    these were given recipes of their own.
+    """
+    if "lung-masks" not in films.externals:
+        return {}
+    preset: Preset = (
+        "paper" if not params.bounded else "tuned" if params.backbone == "vgg16" else "quick"
+    )
+    own = {"detector_data": "lung-masks"} if preset == "quick" else {}
+    # `auto` has been resolved in these parameters, and in no preset.
+    precision = {"precision": params.recipe.precision}
+    crop = ThoraxCrop.resolve(preset, own, precision, where="the crops beside the windows")
+    assert isinstance(crop, ThoraxCropParams)
+    images = ThoraxCrop.view(films, crop).images
+    return {} if images is None else {"crops": images}
 
 
 # --- STERN
@@ -233,10 +257,14 @@ class WindowsParams(Frozen):
 
 
 class Windows(RoiReport):
-    """The window of each image, and how much of the lungs it shows: a `compute` stage."""
+    """The window of each image, and how much of the lungs it shows: a `compute` stage.
+
+    With the input `crops`, what a detector cuts out of the same images, its gallery has the paper's three
+    columns: original, crop, window.
+    """
 
     name = "windows"
-    version = 2
+    version = 3
     Params = WindowsParams
     params: WindowsParams
     columns = WINDOW
@@ -250,6 +278,7 @@ class Windows(RoiReport):
         own = {n.removeprefix("window."): t for n, t in state.items() if n.startswith("window.")}
         load_whole(self.net, own, source="the localisation net")
         self.net.eval()
+        self.crops = inputs.get("crops")
 
     def look(self, films: Pixels, rows: Rows) -> tuple[Numbers, dict[str, Numbers]]:
         window = self.net(self.normalise(self._sized(films)))
@@ -260,6 +289,13 @@ class Windows(RoiReport):
         window = torch.from_numpy(np.stack([columns[name] for name in WINDOW], 1))
         seen = warp(self._sized(films), theta_of_window(window), (self.params.size,) * 2)
         return np.asarray((seen[:, 0] * 255).round().byte().numpy())
+
+    def beside(self, rows: Rows) -> tuple[str, Pixels, Numbers] | None:
+        if self.crops is None:
+            return None
+        crops = np.load(self.crops / "images.npy", mmap_mode="r")[rows]
+        squares = np.load(self.crops / "boxes.npy")[rows, 6:].astype(np.float64)
+        return "the detector's crop", crops, squares
 
     def caption(self, columns: Mapping[str, float]) -> str:
         return "  ".join(f"{name} {columns[name]:.2f}" for name in WINDOW)

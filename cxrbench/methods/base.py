@@ -64,6 +64,8 @@ class Method(L.LightningModule):
     # False: the loss of a batch is not the mean of its parts' losses (images are mixed with one another,
     # say), so the batch is not halved when memory is short.
     divisible: ClassVar[bool] = True
+    # Optimiser -> its settings, where the paper's framework has other defaults than torch.
+    optimiser_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     params: MethodParams
     # Set before a training. Lightning's own estimate makes the loader before a resumed training
     # knows its epoch, and so starts it with another order.
@@ -137,7 +139,8 @@ class Method(L.LightningModule):
         return {}
 
     def configure_optimizers(self) -> Any:
-        return build_optimiser(self, self.params.recipe, self.steps_per_epoch)
+        options = self.optimiser_options
+        return build_optimiser(self, self.params.recipe, self.steps_per_epoch, options=options)
 
 
 def once(batch: Any) -> Any | None:

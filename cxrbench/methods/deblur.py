@@ -48,10 +48,17 @@ FILMS: tuple[Films, ...] = ("sharp", "blurred", "restored")
 REPLICATES = 1000
 
 LINEAR = Recipe(
-    epochs=10, batch_size=32, optimizer="rmsprop", learning_rate=1e-5, size=224, load=224, **WHOLE
-)
+    epochs=10, batch_size=32, optimizer="rmsprop", learning_rate=1e-5, size=224, load=224,
+    precision="32-true", **WHOLE,
+)  # fmt: skip
 TUNED_UNET = UNET.model_copy(
-    update={"optimizer": "adamw", "weight_decay": 1e-4, "schedule": "cosine", "warmup_epochs": 1}
+    update={
+        "optimizer": "adamw",
+        "weight_decay": 1e-4,
+        "schedule": "cosine",
+        "warmup_epochs": 1,
+        "precision": "auto",
+    }
 )
 QUICK_UNET = TUNED_UNET.model_copy(
     update={"epochs": 6, "batch_size": 16, "learning_rate": 3e-3, "size": 64, "load": 64}
@@ -135,9 +142,11 @@ class LinearVGG(BackboneClassifier):
     """VGG16's frozen features under one linear layer, with weighted classes."""
 
     name = "linear-vgg16"
-    version = 1
+    version = 2
     Params = LinearVGGParams
     params: LinearVGGParams
+    # Keras' defaults; torch's are 0.99 and 1e-8.
+    optimiser_options = {"rmsprop": {"alpha": 0.9, "eps": 1e-7}}
     weights: Tensor  # [K, 2]
 
     def __init__(self, params: LinearVGGParams, labels: tuple[str, ...]) -> None:

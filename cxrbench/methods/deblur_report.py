@@ -3,7 +3,7 @@
 Both are measured on test films, so they are analyses: no score descends from them. Shapes: N films, S side.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cxrbench.core.columns import FILE, PROBABILITY, TARGET
@@ -25,7 +26,7 @@ from cxrbench.methods.deblur_images import (
     restorer,
     unit_images,
 )
-from cxrbench.methods.sheets import Cell, Points, Shown, contact_sheet, plot, write_gallery
+from cxrbench.methods.sheets import Cell, Points, Shown, beside, contact_sheet, plot, write_gallery
 from cxrbench.metrics.classification import Ranking, confusion_at
 from cxrbench.metrics.images import edge_mse, mean_defined, mse, psnr, psnr_of_mse, ssim
 from cxrbench.metrics.spread import spread
@@ -38,6 +39,7 @@ ERROR_GAIN = 8  # error maps are too dark to see otherwise
 # Strengths that the filters are tried with, so that a poor default does not flatter the U-Net.
 RATIOS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 ITERATIONS = (6, 20, 50)
+SWEEP = ("psnr", "mse", "ssim")  # what is measured at each std
 NAMES = {"blurred": "blurred", "unet": "U-Net", "wiener": "Wiener", "richardson-lucy": "R.-Lucy"}
 
 
@@ -63,7 +65,7 @@ class Restoration(Computation):
     """
 
     name = "restoration"
-    version = 1
+    version = 2
     Params = RestorationParams
     params: RestorationParams
 
@@ -94,9 +96,9 @@ class Restoration(Computation):
         }
         few = np.array(images[chosen[spread(len(chosen), SWEPT)]])
         facts["strongest_filters"] = self._strongest(few)
-        facts["psnr_by_sigma"] = self._sweep(few, inputs)
+        facts |= self._sweep(few, inputs)
         if p.unet is not None:
-            facts["unet_mse_of_floats"] = self._as_reported(few, inputs)
+            facts["unet_mse_of_floats"] = self._as_reported(images, chosen, inputs)
         self._draw(images[chosen[spread(len(chosen), SHOWN)]], inputs, facts, out)
         return facts
 
@@ -146,25 +148,30 @@ class Restoration(Computation):
 
     def _sweep(
         self, films: npt.NDArray[np.uint8], inputs: Mapping[str, Path]
-    ) -> dict[str, dict[str, float]]:
-        """PSNR by std: the filters are told it, the U-Net stays as it was trained."""
-        found: dict[str, dict[str, float]] = {}
+    ) -> dict[str, dict[str, dict[str, float | None]]]:
+        """PSNR, MSE and SSIM by std: the filters are told it, the U-Net stays as it was trained."""
+        found: dict[str, dict[str, dict[str, float | None]]] = {f"{n}_by_sigma": {} for n in SWEEP}
         for sigma in sorted({*self.params.sweep, self.params.focus.sigma}):
             focus = self.params.focus.model_copy(update={"sigma": sigma})
             restored = self._all(focus, inputs, films)
-            found[f"{sigma:g}"] = {n: _psnr(image, films / 255.0) for n, image in restored.items()}
+            measured = {n: _summary([_measure(im, films / 255.0)]) for n, im in restored.items()}
+            for name in SWEEP:
+                row = {n: values[name] for n, values in measured.items()}
+                found[f"{name}_by_sigma"][f"{sigma:g}"] = row
         return found
 
-    def _as_reported(self, films: npt.NDArray[np.uint8], inputs: Mapping[str, Path]) -> float:
+    def _as_reported(self, images: Any, rows: Any, inputs: Mapping[str, Path]) -> float:
         """The U-Net's MSE on blurred films that were not rounded to 8 bits, as the report has it."""
         focus = self.params.focus
         undo = self._restorers(focus, inputs)["unet"]
-        sharp = unit_images(films)
-        restored = [
-            undo(degrade(sharp[rows], focus.sigma, focus, seeds=rows))
-            for rows in _split(list(range(len(films))), CHUNK)
-        ]
-        return float((torch.cat(restored) - sharp).double().square().mean())
+        total, first = 0.0, 0
+        for _, films in self._blocks(images, rows):
+            sharp = unit_images(films)
+            seeds = list(range(first, first + len(films)))
+            error = undo(degrade(sharp, focus.sigma, focus, seeds=seeds)) - sharp
+            total += float(error.double().square().mean((1, 2, 3)).sum())
+            first += len(films)
+        return total / len(rows)
 
     def _draw(
         self, films: Any, inputs: Mapping[str, Path], facts: dict[str, Any], out: Path
@@ -181,11 +188,6 @@ class Restoration(Computation):
                 label = f"{NAMES[name]} {own:.1f} dB" if np.isfinite(own) else NAMES[name]
                 rows[-2].append((image, label))
                 rows[-1].append((np.abs(image - film) * ERROR_GAIN, f"error x {ERROR_GAIN}"))
-        sweep = facts["psnr_by_sigma"]
-        lines = {
-            NAMES[name]: [(float(s), row[name]) for s, row in sweep.items() if name in row]
-            for name in restored
-        }
         sigma, side = self.params.focus.sigma, self.params.focus.side
         trained = "" if self.params.unet is None else "; the U-Net stays as it was trained"
         swept = facts["strongest_filters"]["films"]
@@ -196,16 +198,23 @@ class Restoration(Computation):
                 films=True,
             ),
             "sweep.png": Shown(
-                plot(lines, "std of the blur (pixels)", "PSNR (dB)"),
-                f"PSNR by the blur's std on {swept} test films{trained}",
+                beside([_by_std(facts, name, restored) for name in ("psnr", "ssim")]),
+                f"PSNR and SSIM by the blur's std on {swept} test films{trained}",
                 films=False,
             ),
         }
         write_gallery(out, pictures)
 
 
-def _split(values: list[int], size: int) -> list[list[int]]:
-    return [values[start : start + size] for start in range(0, len(values), size)]
+def _by_std(facts: Mapping[str, Any], measure: str, names: Iterable[str]) -> Image.Image:
+    """A measure against the blur's std, a line for each of `names`."""
+    rows = facts[f"{measure}_by_sigma"]
+    lines = {
+        NAMES[name]: [(float(s), row[name]) for s, row in rows.items() if row[name] is not None]
+        for name in names
+    }
+    up = "PSNR (dB)" if measure == "psnr" else measure.upper()
+    return plot(lines, "std of the blur (pixels)", up)
 
 
 def _plain(image: Tensor) -> FloatArray:

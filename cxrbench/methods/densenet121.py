@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from cxrbench.core.spec import Augment, MethodParams, Recipe
+from cxrbench.core.stage import DataView, Stage
 from cxrbench.methods.base import Classifier
+from cxrbench.methods.calls import surest_calls
 from cxrbench.nn.backbones import ImageNetInput, build_backbone
 
 # "BL5": the five preprocessing steps of the AE-CNN re-implementation, stage 1 (Bagal).
@@ -81,6 +83,11 @@ class BackboneClassifier(Classifier):
     @classmethod
     def without_weights(cls, params: Any) -> Any:
         return params.model_copy(update={"pretrained": "none"})
+
+    @classmethod
+    def analyses(cls, data: DataView, params: Any, model: Stage) -> Mapping[str, Stage]:
+        """The calls that are surest, right and wrong."""
+        return surest_calls(data, model, cls.image_size(params)[0])
 
     def forward(self, image: Tensor) -> Tensor:
         logits: Tensor = self.net(self.normalise(image))

@@ -1,31 +1,33 @@
 """FMix (Harris et al., 2020) on DenseNet121: images of a batch mixed by low-frequency masks."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from cxrbench.core.spec import Augment
+from cxrbench.core.stage import DataView, Stage, compute
 from cxrbench.methods.base import Batch
 from cxrbench.methods.densenet121 import BL5, QUICK, TUNED, BackboneClassifier, BackboneParams
+from cxrbench.methods.fmix_report import MixedFilms, MixedFilmsParams, MixParams
 from cxrbench.nn.backbones import to_unit
-from cxrbench.nn.fmix import Mixed, cutmix, fmix, mixup
 from cxrbench.nn.losses import masked_bce
 
 # The whole 256-px image, neither cropped nor mirrored nor brightened; the rest as BL5.
 WHOLE = BL5.model_copy(update={"train_view": "whole", "augment": Augment()})
 
 
-class FMixParams(BackboneParams):
+class FMixParams(MixParams, BackboneParams):
     """How images are mixed, and how often: `probability` a batch."""
 
-    mix: Literal["fmix", "mixup", "cutmix"] = "fmix"
     probability: float = Field(1.0, ge=0, le=1)
-    alpha: float = Field(1.0, gt=0)  # lam ~ Beta(alpha, alpha)
-    decay: float = Field(3.0, gt=0)  # of the mask's spectrum
-    official_spectrum: bool = False  # the published code's quirk: see nn/fmix.py
+
+    @property
+    def how(self) -> MixParams:
+        """How images are mixed alone."""
+        return MixParams(**{name: getattr(self, name) for name in MixParams.model_fields})
 
 
 class FMix(BackboneClassifier):
@@ -59,22 +61,21 @@ class FMix(BackboneClassifier):
     }  # fmt: skip
     params: FMixParams
 
+    @classmethod
+    def analyses(cls, data: DataView, params: FMixParams, model: Stage) -> Mapping[str, Stage]:
+        """What the films look like when they are mixed, and the surest calls."""
+        how = MixedFilmsParams(side=params.recipe.load, **params.how.model_dump())
+        mixed = {"mixed films": compute(MixedFilms, model.data, how, part="test")}
+        return {**mixed, **super().analyses(data, params, model)}
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """lam * BCE(y) + (1 - lam) * BCE(y of the image that was mixed in)."""
         image = to_unit(batch["image"])
         if torch.rand(()) >= self.params.probability:
             return super().losses(batch)
-        mixed = self._mix(image)
+        mixed = self.params.how.apply(image)
         logits = self(mixed.image)
         target, known = batch["target"], batch["known"]
         own = masked_bce(logits, target, known)
         other = masked_bce(logits, target[mixed.permutation], known[mixed.permutation])
         return {"loss": mixed.lam * own + (1 - mixed.lam) * other}
-
-    def _mix(self, image: Tensor) -> Mixed:
-        p = self.params
-        if p.mix == "mixup":
-            return mixup(image, alpha=p.alpha)
-        if p.mix == "cutmix":
-            return cutmix(image, alpha=p.alpha)
-        return fmix(image, alpha=p.alpha, decay=p.decay, official_spectrum=p.official_spectrum)

@@ -26,16 +26,19 @@ def build_optimiser(
     recipe: Recipe,
     steps_per_epoch: int,
     rates: Mapping[str, float] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
     """What Lightning's `configure_optimizers` returns for a recipe.
 
-    `rates`: submodule -> its share of the learning rate, where that is not 1.
+    `rates`: submodule -> its share of the learning rate, where that is not 1. `options`: optimiser -> what a
+    paper's own framework sets otherwise.
     """
-    options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    settings: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "sgd":
-        options["momentum"] = 0.9
+        settings["momentum"] = 0.9
+    settings |= (options or {}).get(recipe.optimizer, {})
     groups = _groups(module, recipe.learning_rate, rates or {})
-    optimiser = OPTIMISERS[recipe.optimizer](groups, **options)
+    optimiser = OPTIMISERS[recipe.optimizer](groups, **settings)
     if recipe.schedule == "plateau":
         plateau = ReduceLROnPlateau(
             optimiser, factor=recipe.plateau_factor, patience=recipe.plateau_patience

@@ -22,6 +22,7 @@ TILE = 224  # pixels of a picture's side in a sheet
 GAP = 6  # pixels between pictures
 BAR = 20  # pixels for a caption
 COLOURS = ("#1b6ca8", "#c8553d", "#3a8f5c", "#8661a5", "#777777", "#b8860b", "#2f4858", "#d16ba5")
+BINS = 24  # of a histogram
 LEAST_OF_A_MEAN = 20  # films, of which a mean shows none
 TICKS = 5  # labelled places of an axis, about
 DOTTED = 12  # lines of at most so many points show them
@@ -135,6 +136,81 @@ def ticks(low: float, high: float) -> list[float]:
     step = next(m * power for m in (1, 2, 5, 10) if (high - low) / (m * power) <= TICKS)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [n * step for n in range(first, last + 1)]
+
+
+def histograms(
+    panels: Mapping[str, Mapping[str, npt.ArrayLike]], across: str, *, columns: int = 4
+) -> Image.Image:
+    """A panel a name: the outlines of its samples, each in shares of its own, from the least value to the most."""
+    width, height, edge, top = 200, 120, 14, 40
+    wide, high = width + 2 * edge, height + top + 34
+    shape = min(columns, len(panels)) * wide, math.ceil(len(panels) / columns) * high
+    sheet = Image.new("RGB", shape, "white")
+    for number, (name, samples) in enumerate(panels.items()):
+        panel = Image.new("RGB", (wide, high), "white")
+        pen, font = ImageDraw.Draw(panel), ImageFont.load_default(12)
+        pen.text((edge, 4), _fitting(name, width, font.getlength), fill="black", font=font)
+        _outlines(pen, {n: np.asarray(v) for n, v in samples.items()}, (edge, top, width, height))
+        middle = (edge + width / 2, top + height + 4)
+        pen.text(middle, across, fill="black", font=font, anchor="ma")
+        sheet.paste(panel, (number % columns * wide, number // columns * high))
+    return sheet
+
+
+def _outlines(
+    pen: ImageDraw.ImageDraw,
+    samples: Mapping[str, npt.NDArray[Any]],
+    frame: tuple[int, int, int, int],
+) -> None:
+    """Histograms of samples in a frame (left, top, width, height), with a legend above and the ends below."""
+    left, top, width, height = frame
+    font, place = ImageFont.load_default(12), left
+    every = np.concatenate(list(samples.values()))
+    ends = (float(every.min()), float(every.max()))
+    shares = {n: np.histogram(v, BINS, ends)[0] / len(v) for n, v in samples.items()}
+    most = max(float(values.max()) for values in shares.values())
+    for (name, share), colour in zip(shares.items(), COLOURS, strict=False):
+        edges = [left + n * width / BINS for n in range(BINS + 1)]
+        tops = [top + height * (1 - value / most) for value in share]
+        pen.line(
+            [(x, y) for n, y in enumerate(tops) for x in edges[n : n + 2]], fill=colour, width=2
+        )
+        said = f"{name} ({len(samples[name])})"
+        pen.text((place, top - 19), said, fill=colour, font=font)
+        place += int(font.getlength(said)) + 12
+    base = top + height
+    pen.line((left, base, left + width, base), fill="#999999")
+    pen.text((left, base + 4), f"{ends[0]:.3g}", fill="black", font=font)
+    pen.text((left + width, base + 4), f"{ends[1]:.3g}", fill="black", font=font, anchor="ra")
+
+
+def bars(rows: Mapping[str, Mapping[str, float]], across: str) -> Image.Image:
+    """Bars from 0 to the right with their values: a group a name, in it a colour a series."""
+    font, bar, length, gap = ImageFont.load_default(13), 16, 380, 10
+    series = list(dict.fromkeys(name for row in rows.values() for name in row))
+    colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(series)}
+    most = max((value for row in rows.values() for value in row.values()), default=0.0) or 1.0
+    left = 20 + max(int(font.getlength(name)) for name in rows)
+    high = sum(bar * len(row) + gap for row in rows.values())
+    legend = sum(int(font.getlength(name)) + 16 for name in series)
+    sheet = Image.new("RGB", (left + max(length, legend) + 80, high + 64), "white")
+    pen, place, y = ImageDraw.Draw(sheet), left, 34
+    for name, colour in colours.items():
+        pen.text((place, 8), name, fill=colour, font=font)
+        place += int(font.getlength(name)) + 16
+    for name, row in rows.items():
+        middle = (left - 8, y + bar * len(row) / 2)
+        pen.text(middle, name, fill="black", font=font, anchor="rm")
+        for inner, value in row.items():
+            end = left + round(length * value / most)
+            pen.rectangle((left, y + 1, end, y + bar - 2), fill=colours[inner])
+            said = f"{value:.3g}"
+            pen.text((end + 6, y + bar / 2), said, fill="black", font=font, anchor="lm")
+            y += bar
+        y += gap
+    pen.line((left, 30, left, y), fill="#999999")
+    pen.text((left, y + 4), across, fill="black", font=font)
+    return sheet
 
 
 def beside(pictures: Sequence[Image.Image]) -> Image.Image:

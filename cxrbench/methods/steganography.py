@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cxrbench.core.contract import Computation
 from cxrbench.core.frozen import Frozen
-from cxrbench.methods.sheets import Cell, Shown, beside, contact_sheet, plot, write_gallery
+from cxrbench.methods.sheets import Cell, Shown, bars, beside, contact_sheet, plot, write_gallery
 from cxrbench.methods.steganography_tests import (
     HIGH,
     Cycle,
@@ -95,7 +95,7 @@ class Steganography(Computation):
     """
 
     name = "steganography"
-    version = 1
+    version = 2
     Params = SteganographyParams
     params: SteganographyParams
 
@@ -203,6 +203,15 @@ class Steganography(Computation):
                 films=False,
             ),
         }  # fmt: skip
+        decoders = {
+            name: row for d, one in found.items() for name, row in _decoders(one, d).items()
+        }
+        if decoders:
+            pictures["decoders.png"] = Shown(
+                bars(decoders, "error of what is read from translations"),
+                "Decoders that know no secret: what they read worse than the pair's own generator was hidden for it",
+                films=False,
+            )
         write_gallery(out, pictures)
 
 
@@ -267,6 +276,17 @@ def _noise_line(found: Found, name: str) -> list[tuple[float, float]]:
 def _left(found: Found) -> list[tuple[float, float]]:
     attack = found.facts["targeted"]
     return [(0.0, 1.0), *zip(attack["radii"], attack["left"], strict=True)]
+
+
+def _decoders(found: Found, domain: Domain) -> dict[str, dict[str, float]]:
+    """Errors of a stranger and of the pair's own generator on the same films, by stranger."""
+    named = {"a filter of 7 x 7 pixels": "linear_decoder", "a pair of another seed": "other_seed"}
+    rows = {f"{domain} films, {name}": found.facts.get(key, {}) for name, key in named.items()}
+    return {
+        name: {"own generator": row["error"], "stranger": row["others_error"]}
+        for name, row in rows.items()
+        if "others_error" in row
+    }
 
 
 def _family(found: Mapping[Domain, Found], family: str) -> Image.Image:

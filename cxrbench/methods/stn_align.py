@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from cxrbench.core.spec import Augment, Recipe
 from cxrbench.core.stage import DataView, Stage, compute, fit, transform
 from cxrbench.methods.aligner import (
     PAPER,
@@ -40,6 +41,22 @@ from cxrbench.nn.losses import masked_bce
 from cxrbench.nn.perceptual import DENSENET_PAPER
 from cxrbench.nn.spatial_transformer import theta_of_pose
 
+# The paper's classifiers: CheXNet's recipe at the aligner's side, since theirs was not published.
+CHEXNET = Recipe(
+    epochs=20,
+    batch_size=64,
+    optimizer="adam",
+    learning_rate=1e-4,
+    schedule="plateau",
+    plateau_factor=0.1,
+    size=320,
+    load=320,
+    augment=Augment(horizontal_flip=0.5),
+    train_view="resize",
+    validation_view="whole",
+    test_view="resize",
+    select="val_loss",
+)
 # Beyond the paper: held near the identity, black outside, correlation, and undoing known movements.
 BETTER = {
     "outside": "black",
@@ -72,6 +89,7 @@ QUICK_START = {
 class StnAlignParams(BackboneParams):
     """The classifier's own parameters, and those of the aligner before it."""
 
+    recipe: Recipe = CHEXNET
     aligner: AlignerParams = AlignerParams()
     view: int | None = Field(None, ge=16, le=4096, description="side T; the classifier's load")
 

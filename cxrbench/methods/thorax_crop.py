@@ -71,11 +71,12 @@ class ThoraxDetector(Method):
     """One box an image, around both lungs; fitted on images whose lungs are drawn in."""
 
     name = "thorax-detector"
-    version = 1
+    version = 2
     divisible = False  # detectors count boxes over the batch
     Params = DetectorParams
     params: DetectorParams
     needs_masks = True
+    optimiser_options = {"sgd": {"momentum": 0.937, "nesterov": True}}  # YOLOv5's defaults
 
     def __init__(self, params: DetectorParams, labels: tuple[str, ...]) -> None:
         super().__init__(params, labels)
@@ -206,7 +207,7 @@ class ThoraxBoxes(RoiReport):
     """
 
     name = "thorax-boxes"
-    version = 2
+    version = 3
     Params = CropParams
     params: CropParams
     columns = ("confidence", "whole", "box_x0", "box_y0", "box_x1", "box_y1")

@@ -23,6 +23,7 @@ from cxrbench.methods.sheets import (
     TILE,
     Cell,
     Shown,
+    bars,
     contact_sheet,
     is_of_many,
     tile,
@@ -39,8 +40,9 @@ CHUNK = 32  # images looked at at once
 SHOWN = 6  # rows of the gallery, as many as the figure of Rocha et al. has
 APEX = 0.25  # share of the lungs' height, from above, that is called their apices
 RECALL = 0.95
+PICKED = ("test", "validation")  # parts that thresholds are picked on
 MARK = "finding:"  # + name: a column of the index with the mark of a finding that is no label here
-REGION, TRUTH = "#ff5b4a", "#58d68d"
+REGION, TRUTH, OTHER = "#ff5b4a", "#58d68d", "#4aa3ff"
 AVERAGED = 200  # films of the mean film, at most
 
 
@@ -71,6 +73,11 @@ class RoiReport(Computation):
     def shown(self, films: Pixels, boxes: Numbers, columns: Mapping[str, Numbers]) -> Pixels:
         """The regions as the classifier gets them, uint8 [B, T, T]."""
         raise NotImplementedError
+
+    def beside(self, rows: Rows) -> tuple[str, Pixels, Numbers] | None:
+        """Another way of looking at the images at places [B] among all: what it is called, its own pictures
+        uint8 [B, T, T] and its boxes [B, 4]; None where there is no other."""
+        return None
 
     def caption(self, columns: Mapping[str, float]) -> str:
         """What is written under a region."""
@@ -122,17 +129,25 @@ class RoiReport(Computation):
         rows = spread(len(boxes), SHOWN)
         films = np.array(images[rows])
         seen = self.shown(films, boxes[rows], {n: values[rows] for n, values in columns.items()})
+        other = self.beside(images.rows[rows])
         pairs: list[list[Cell]] = []
         for place, row in enumerate(rows):
             outlines = [(boxes[row], REGION)]
             if truth is not None and truth[row] is not None:
                 outlines.insert(0, (truth[row], TRUTH))
+            if other is not None:
+                outlines.insert(0, (other[2][place], OTHER))
             left = (_outlined(films[place], outlines), str(images.index.image_ids[row]))
             text = self.caption({n: float(values[row]) for n, values in columns.items()})
             if against and np.isfinite(against["covered"][row]):
-                text += f"  lungs {against['covered'][row]:.0%}"
-            pairs.append([left, (_outlined(seen[place], []), text)])
+                # First, since what does not fit is cut off.
+                lungs, apices = against["covered"][row], against["apices"][row]
+                text = f"lungs {lungs:.0%} apices {apices:.0%}  {text}"
+            middle: list[Cell] = [] if other is None else [(other[1][place], other[0])]
+            pairs.append([left, *middle, (_outlined(seen[place], []), text)])
         known = " The green box is around the true lungs." if truth is not None else ""
+        if other is not None:
+            known += f" Between them, and in blue, {other[0]}."
         caption = f"Test images with {self.picture} in red, and what the classifier sees.{known}"
         pictures = {"gallery.png": Shown(contact_sheet(pairs), caption, films=True)}
         write_gallery(out, pictures | {"means.png": self._means(images, boxes, columns)})
@@ -213,7 +228,7 @@ class FindingRecall(Computation):
     """
 
     name = "finding-recall"
-    version = 1
+    version = 2
     Params = RecallParams
     params: RecallParams
 
@@ -223,7 +238,7 @@ class FindingRecall(Computation):
     def compute(
         self, images: Any, targets: Any, inputs: Mapping[str, Path], out: Path, seed: int
     ) -> dict[str, Any]:
-        """Leaves nothing but its facts; without such columns they hold no finding."""
+        """Leaves `gallery.png` and `gallery.json`; without such columns no picture and no finding."""
         table = pd.read_parquet(inputs["predictions"] / FILE)
         [label] = [c.removeprefix(TARGET) for c in table.columns if c.startswith(TARGET)]
         parts = {part: table[table["part"] == part].set_index("image_id") for part in ("val", "test")}  # fmt: skip
@@ -233,11 +248,12 @@ class FindingRecall(Computation):
         positive = test[test[TARGET + label] == 1]
         probability, marks = positive[PROBABILITY + label], marks.loc[positive.index]
         facts: dict[str, Any] = {"label": label, "positive_images": len(positive)}
-        for name, part in (("test", test), ("validation", parts["val"])):
+        for name, part in zip(PICKED, (test, parts["val"]), strict=True):
             point = _point(part, label)
             if point is not None:
                 called = probability >= point.threshold
                 facts[f"at_{name}_threshold"] = _by_finding(called, marks, point.threshold)
+        write_gallery(out, _recalls(facts))
         return facts
 
 
@@ -267,6 +283,19 @@ def _by_finding(called: "pd.Series[bool]", marks: pd.DataFrame, threshold: float
     ordered = dict(sorted(rows.items(), key=lambda item: -float(item[1]["recall"])))
     overall = float(called.mean()) if len(called) else None
     return {"threshold": threshold, "recall": overall, "findings": ordered}
+
+
+def _recalls(facts: Mapping[str, Any]) -> dict[str, Shown]:
+    """Bars of each finding's recall, the best first, by threshold."""
+    points = {f"threshold of the {name} part": facts.get(f"at_{name}_threshold") for name in PICKED}
+    rows: dict[str, dict[str, float]] = {}
+    for series, point in points.items():
+        for finding, row in (point or {"findings": {}})["findings"].items():
+            rows.setdefault(f"{finding} ({row['images']})", {})[series] = row["recall"]
+    if not rows:
+        return {}
+    caption = "Recall by finding at 95 % recall of all, with the number of positive test films that have it"
+    return {"gallery.png": Shown(bars(rows, "recall"), caption, films=False)}
 
 
 # --- drawing

@@ -19,6 +19,7 @@ class Mixed(NamedTuple):
     image: Tensor  # [B, C, H, W], of the input's type
     permutation: Tensor  # [B], int64, on the images' device
     lam: float  # share of the own image, in [0, 1]; exact for masks: the mean of the mask
+    mask: Tensor | None = None  # [H, W] bool, where the own image is; None where all is blended
 
 
 def fmix(
@@ -119,7 +120,8 @@ def _permutation(image: Tensor, rng: np.random.Generator) -> Tensor:
 def _paste(image: Tensor, mask: NDArray[np.bool_], rng: np.random.Generator) -> Mixed:
     permutation = _permutation(image, rng)
     own = torch.from_numpy(mask).to(image.device)
-    return Mixed(torch.where(own, image, image[permutation]), permutation, float(mask.mean()))
+    mixed = torch.where(own, image, image[permutation])
+    return Mixed(mixed, permutation, float(mask.mean()), own)
 
 
 def _span(side: int, lam: float, rng: np.random.Generator) -> tuple[int, int]:
