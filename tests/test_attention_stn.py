@@ -1,6 +1,7 @@
 """Attention STN and STERN: the window, its loss and log, what the first training hands on, the analyses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -328,8 +329,8 @@ def test_beside_a_detector_s_crops_there_are_three_columns(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("preset", ["paper", "tuned", "quick"])
 def test_windows_stand_beside_the_crops_of_thorax_crop_s_own_run(preset: Any) -> None:
-    lungs_ = DataView(**{**vars(VIEW), "dataset": "lung-masks", "external": True, "labels": ()})
-    data = DataView(**{**vars(VIEW), "externals": {"lung-masks": lungs_}})
+    lungs_ = replace(VIEW, dataset="lung-masks", external=True, labels=())
+    data = replace(VIEW, externals={"lung-masks": lungs_})
     machine = {"precision": "bf16-mixed"}  # what `auto` became
     own = {"detector_data": "lung-masks"} if preset == "quick" else {}
     crop = ThoraxCrop.view(data, ThoraxCrop.resolve(preset, own, machine, where="x"))
@@ -404,7 +405,7 @@ def test_recall_by_finding_is_asked_of_one_label_alone() -> None:
     params = AttentionSTN.resolve("quick", {}, {}, where="x")
     model = AttentionSTN.stages(VIEW, params)
     assert set(AttentionSTN.analyses(VIEW, params, model)) == {"windows"}
-    one = DataView(**{**vars(VIEW), "labels": ("abnormal",)})
+    one = replace(VIEW, labels=("abnormal",))
     found = AttentionSTN.analyses(one, params, AttentionSTN.stages(one, params))
     assert set(found) == {"windows", "recall by finding"}
     assert all(stage.part == "test" for stage in found.values())

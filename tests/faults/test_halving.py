@@ -34,7 +34,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
             raise worker._first_failure(work, job.execution)
 
     monkeypatch.setattr(worker, "_fit_apart", fit_here)
-    monkeypatch.setattr(worker, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(worker, "die_with_parent", lambda kernel: None)
 
 
 def trained(folder: Path, **how: Any) -> tuple[dict[str, Tensor], dict[str, Any], str]:

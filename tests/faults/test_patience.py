@@ -20,7 +20,8 @@ from cxrbench.core.store import Store
 from cxrbench.data.csvfile import read_names
 from cxrbench.data.dicom_file import decode_dicom, read_header
 from cxrbench.data.lung_pixels import JSRT_BYTES, _decode_gif, read_jsrt
-from cxrbench.data.pixels import UnreadableImageError, decode, open_pixels
+from cxrbench.data.pixel_cache import open_pixels
+from cxrbench.data.pixels import UnreadableImageError, decode
 from cxrbench.runner.faults import explain
 
 from jobs import planned, stage_of  # isort: skip
@@ -124,7 +125,9 @@ def test_a_silent_disk_is_not_remembered_as_a_bad_image(
     paths = [good, bad]
 
     def cache() -> Any:
-        return open_pixels(lambda row: decode(paths[row])[:16, :16], ["a", "b"], {}, 16, store)
+        return open_pixels(
+            lambda row, sides: [decode(paths[row])[:16, :16]], ["a", "b"], {}, 16, store
+        )
 
     broken(bad, 3, errno.EIO)
     with pytest.raises(ReadFailedError, match=r"x\.png"):
