@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from wandb_files import config, of_kind, read_back, summary, values
 
-from cxrbench.core.errors import CxrbenchError
+from cxrbench.core.errors import ConfigError, CxrbenchError
 from cxrbench.core.record import read_records
 from cxrbench.core.registry import Registry
 from cxrbench.core.spec import BenchSpec, Execution
@@ -400,3 +400,14 @@ def test_interrupted_sweep_saves_and_goes_on(tmp_path: Path) -> None:
     assert "resuming from state-" in log
     (record,) = read_records(home / "records")[0]
     assert record.stages[0].facts["epochs"] == 40
+
+
+def test_a_plugin_that_does_not_say_its_size_is_named(tmp_path: Path) -> None:
+    before, method, after = (PLUGINS / "braked.py").read_text().rpartition("def image_size(self):")
+    assert method
+    plugin = tmp_path / "sizeless.py"
+    plugin.write_text(f"{before}def side(self):{after}")
+    with pytest.raises(ConfigError, match=r"sizeless\.py:Unmade: needs a method image_size"):
+        bench(
+            Store(tmp_path / "store"), [plugin], Execution(), methods=["braked-unmade"], datasets=PHANTOM
+        )  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cxrbench.core.digest import digest
+from cxrbench.core.errors import ConfigError
 from cxrbench.core.registry import load_target
 from cxrbench.core.stage import DataView, Stage
 
@@ -34,9 +35,15 @@ def sides_of(stages: Iterable[Stage]) -> Sides:
 
 
 def side_of(stage: Stage) -> int:
-    """The side at which a stage reads images."""
+    """The side at which a stage reads images; ConfigError where its class does not say."""
     cls: Any = load_target(stage.target)
     params = cls.Params.parse(dict(stage.params), where=stage.key)
-    if stage.kind in ("compute", "transform"):
-        return int(cls(params).image_size())
-    return int(cls.image_size(params)[0])
+    try:
+        if stage.kind in ("compute", "transform"):
+            return int(cls(params).image_size())
+        return int(cls.image_size(params)[0])
+    except (NotImplementedError, AttributeError) as error:
+        raise ConfigError(
+            f"{stage.target}: needs a method image_size that gives the side in pixels at which it reads images "
+            f"({type(error).__name__}: {error})"
+        ) from error

@@ -75,6 +75,9 @@ class Unmade(Transformation):
     def __init__(self, params):
         pass
 
+    def image_size(self):
+        return 36
+
 
 class BrakedOnUnmade(Braked):
     """The small network on films that cannot be made."""
