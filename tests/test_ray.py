@@ -43,8 +43,8 @@ from cxrbench.cli import cluster, main
 settle = cluster.settle
 
 
-def often(*words):
-    where = settle(*words)
+def often(*words, **named):
+    where = settle(*words, **named)
     return replace(where, execution=where.execution.model_copy(update={"checkpoint_steps": 1}))
 
 
