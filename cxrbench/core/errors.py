@@ -1,5 +1,7 @@
 """Errors a user can act on, each with the exit code that the command line returns."""
 
+from collections.abc import Collection
+
 
 class CxrbenchError(Exception):
     """A failure with a message for the user: what, where, and how to repair it."""
@@ -53,3 +55,14 @@ class ConfigError(CxrbenchError):
     """A specification that does not validate, or a plan that leaks."""
 
     exit_code = 78
+
+
+def system_error(error: BaseException | None, numbers: Collection[int]) -> OSError | None:
+    """The system's error with one of these numbers behind an error, which libraries and readers wrap in their own."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, OSError) and error.errno in numbers:
+            return error
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return None

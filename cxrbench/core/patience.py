@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cxrbench.core.errors import ReadFailedError
+from cxrbench.core.errors import ReadFailedError, system_error
 
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 PAUSES = (0.5, 2.0)  # seconds before the second and the third try
@@ -16,17 +16,8 @@ Result = TypeVar("Result")
 
 
 def passing(error: BaseException | None) -> OSError | None:
-    """The system's error behind one, if the same read may succeed a moment later.
-
-    Readers turn it into errors of their own, behind which it still stands.
-    """
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        if isinstance(error, OSError) and error.errno in PASSING:
-            return error
-        seen.append(error)
-        error = error.__cause__ or error.__context__
-    return None
+    """The system's error behind one, if the same read may succeed a moment later."""
+    return system_error(error, PASSING)
 
 
 def patient(read: Callable[..., Result]) -> Callable[..., Result]:

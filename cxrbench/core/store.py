@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from cxrbench.core.errors import CannotWriteError, DataError
+from cxrbench.core.errors import CannotWriteError, DataError, system_error
 
 HOME_VARIABLE = "CXRBENCH_HOME"
 
@@ -49,16 +49,9 @@ ROOM = f"free some and run the same command again, or set {HOME_VARIABLE} to ano
 def unwritable(error: BaseException) -> OSError | None:
     """The system's error behind one: a disk that is full, over its quota or read-only; None for any other.
 
-    Libraries wrap it in errors of their own: torch says "unexpected pos".
+    torch, for one, wraps it in an error that says "unexpected pos".
     """
-    seen: list[BaseException] = []
-    behind: BaseException | None = error
-    while behind is not None and behind not in seen:
-        if isinstance(behind, OSError) and behind.errno in UNWRITABLE:
-            return behind
-        seen.append(behind)
-        behind = behind.__cause__ or behind.__context__
-    return None
+    return system_error(error, UNWRITABLE)
 
 
 def why_not(error: BaseException, folder: Path, need: int | None = None) -> str:
