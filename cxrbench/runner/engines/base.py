@@ -7,6 +7,10 @@ from typing import Any, Protocol, TypeVar
 from cxrbench.core.errors import UsageError
 from cxrbench.core.spec import Execution
 
+GRACE = 90.0  # seconds that a worker has to save its state before it is killed
+# Its log is read while it runs; albumentations would ask the network for its version.
+WORKER_VARIABLES = {"PYTHONUNBUFFERED": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+
 
 class Worker(Protocol):
     """A worker that an engine has started."""

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from cxrbench.core.errors import CxrbenchError
 from cxrbench.core.spec import Execution
+from cxrbench.runner.engines.base import GRACE, WORKER_VARIABLES
 from cxrbench.runner.faults import how_it_ended
 from cxrbench.runner.worker import run_apart
 
 PRELOADED = ["cxrbench.runner.execute", "cxrbench.runner.score"]
 TRIES = 3
 QUICKLY = 0.1  # seconds in which a server that has its imports answers
-GRACE = 90.0  # seconds that a worker has to save its state before it is killed
 
 
 @dataclass
@@ -74,7 +74,7 @@ class LocalEngine:
     def start(self, job: Path, log: Path) -> Running:
         """Run a job; what it prints is added to its log."""
         slot = self._take()
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+        environment = {**os.environ, **WORKER_VARIABLES}
         if self.execution.accelerator == "gpu":
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus(slot))
         return Running(self._started(job, log, environment), slot)

@@ -20,7 +20,8 @@ from typing import Any
 
 from cxrbench.core.errors import CxrbenchError, MissingInputError, UsageError
 from cxrbench.core.spec import Execution
-from cxrbench.runner.engines.ray_task import GRACE, Ending, run_chain, tries_path
+from cxrbench.runner.engines.base import GRACE
+from cxrbench.runner.engines.ray_task import Ending, run_chain, tries_path
 from cxrbench.runner.faults import how_it_ended
 
 LOSSES = 20  # of nodes, or of Ray's own processes, that one chain survives

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cxrbench.core.errors import MissingInputError
+from cxrbench.runner.engines.base import GRACE, WORKER_VARIABLES
 from cxrbench.runner.worker import die_with_parent, main
 
 LOOK = 0.2  # seconds between looks at the worker
-GRACE = 90.0  # seconds that a worker has to save its state before it is killed
 PATIENCE = 10.0  # seconds until a shared file system shows what another node has written
 
 Ending = tuple[int, str]  # the worker's exit code, and what its log does not say
@@ -60,7 +60,7 @@ def tries_path(job: Path) -> Path:
 def worker_environment(node: Mapping[str, str], handed: Mapping[str, str]) -> dict[str, str]:
     """The environment of a worker: the node's without Ray's own (a token is among it), and what the command hands on."""
     kept = {name: value for name, value in node.items() if not name.startswith("RAY_")}
-    return {**kept, **handed, "PYTHONUNBUFFERED": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+    return {**kept, **handed, **WORKER_VARIABLES}
 
 
 def _appears(path: Path) -> bool:

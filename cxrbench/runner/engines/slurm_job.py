@@ -17,6 +17,7 @@ from typing import Any
 from cxrbench.core.provenance import VARIABLES
 from cxrbench.core.stage import Stage
 from cxrbench.core.store import Store, read_json, write_json
+from cxrbench.runner.engines.base import WORKER_VARIABLES
 from cxrbench.runner.engines.slurm_batch import SIGNAL
 from cxrbench.runner.engines.slurm_queue import SlurmError, call
 from cxrbench.runner.faults import how_it_ended
@@ -40,7 +41,7 @@ def own_number(environment: dict[str, str]) -> tuple[int, str]:
 def worker_environment(environment: dict[str, str]) -> dict[str, str]:
     """The environment of a worker: without SLURM's variables, which libraries take for orders."""
     kept = {k: v for k, v in environment.items() if not k.startswith("SLURM_") or k in VARIABLES}
-    return {**kept, "PYTHONUNBUFFERED": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+    return {**kept, **WORKER_VARIABLES}
 
 
 class BatchJob:
