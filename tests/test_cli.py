@@ -18,7 +18,8 @@ from cxrbench.core.record import write_record
 from cxrbench.core.store import Store, write_json
 from cxrbench.runner import devices
 
-HEAVY = ("torch", "numpy", "pandas", "lightning", "sklearn", "cv2", "PIL", "wandb", "timm")
+# Rich draws tables and the live view; in the help it would take as long as all the rest.
+HEAVY = ("torch", "numpy", "pandas", "lightning", "sklearn", "cv2", "PIL", "wandb", "timm", "rich.markdown")  # fmt: skip
 PLUGINS = Path(__file__).parent / "plugins"
 PHANTOM = ["--set", "data.images=60"]
 

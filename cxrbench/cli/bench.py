@@ -183,7 +183,10 @@ def bench(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     as_json: common.Json = False,
 ) -> None:
-    """Run a benchmark file: every method on every fold, then the leaderboard."""
+    """Run a benchmark file.
+
+    Every method on every fold, then the leaderboard. The same command goes on where it was stopped.
+    """
     registry = common.registry_of(plugin)
     spec = _spec(spec_file, registry, only, data)
     place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
@@ -294,7 +297,10 @@ def plan(
     plugin: common.Plugin = [],  # noqa: B006
     as_json: common.Json = False,
 ) -> None:
-    """Show the runs and stages of a benchmark; exit code 1 when a run would leak."""
+    """Show the runs and stages of a benchmark.
+
+    Exit code 1 when a run would leak.
+    """
     from cxrbench.runner.devices import auto_precision, choose
     from cxrbench.runner.plan import make_plan
 

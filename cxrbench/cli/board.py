@@ -70,7 +70,10 @@ def leaderboard(
     ] = True,
     as_json: common.Json = False,
 ) -> None:
-    """Rank the records: a table here; Markdown, CSV, LaTeX, Parquet and JSON on disk; pages on request."""
+    """Rank the records.
+
+    A table here; Markdown, CSV, LaTeX, Parquet and JSON on disk; pages on request.
+    """
     from cxrbench.core.errors import MissingInputError, UsageError
     from cxrbench.core.record import read_records
     from cxrbench.leaderboard.files import write_tables
@@ -238,7 +241,10 @@ def report(
     ] = None,
     method: Annotated[str | None, typer.Option(help="Only this method.")] = None,
 ) -> None:
-    """Write a model card a method, and CLAIM 2024 and TRIPOD+AI checklists, filled from the records."""
+    """Write model cards and reporting checklists.
+
+    A card a method, and CLAIM 2024 and TRIPOD+AI checklists, filled from the records.
+    """
     from cxrbench.core.errors import MissingInputError
     from cxrbench.core.record import read_records
     from cxrbench.leaderboard.report.write import write_report
@@ -261,7 +267,10 @@ def publish(
     method: Annotated[list[str], typer.Option(help="Only these methods.")] = [],  # noqa: B006
     to: Annotated[Path, typer.Option(help="The folder of published results.")] = RESULTS,
 ) -> None:
-    """Copy clean and complete records to benchmarks/results/, and rank them there."""
+    """Copy clean and complete records to be committed.
+
+    They lie below benchmarks/results/ then, ranked.
+    """
     from cxrbench.core.record import read_records
     from cxrbench.leaderboard.files import write_tables
     from cxrbench.runner.publish import publish as publish_records

@@ -27,11 +27,13 @@ COLOURS = {"error": "bold red", "warning": "yellow", "info": "dim"}
 
 def register(app: typer.Typer) -> None:
     """Add the command groups to the application."""
-    data = typer.Typer(help="Look into a data folder.", no_args_is_help=True)
+    data = typer.Typer(help="Look into a data folder.", no_args_is_help=True, rich_markup_mode=None)
     data.command(name="verify")(verify_data)
     data.command(name="export")(export)
     app.add_typer(data, name="data")
-    splits = typer.Typer(help="Cut, check and show splits.", no_args_is_help=True)
+    splits = typer.Typer(
+        help="Cut, check and show splits.", no_args_is_help=True, rich_markup_mode=None
+    )
     splits.command(name="make")(make)
     splits.command(name="verify")(verify_splits)
     splits.command(name="show")(show)
@@ -61,7 +63,10 @@ def verify_data(
     fresh: Fresh = False,
     as_json: common.Json = False,
 ) -> None:
-    """Read every image and label: what is missing, unreadable, duplicated, leaked or not as published."""
+    """Read every image and label, and name faults.
+
+    What is missing, unreadable, duplicated, leaked or not as published.
+    """
     from cxrbench.data.verify import verify_dataset
 
     opened = _open(dataset, data, split, settings, plugin)
@@ -86,7 +91,10 @@ def verify_splits(
     plugin: common.Plugin = [],  # noqa: B006
     as_json: common.Json = False,
 ) -> None:
-    """Recount a split, and look for patients and images that stand in two of its parts."""
+    """Recount a split, and look for leaks.
+
+    Patients and images that stand in two of its parts.
+    """
     from cxrbench.data.verify import verify_split_of
 
     opened = _open(dataset, data, split, settings, plugin)

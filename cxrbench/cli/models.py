@@ -29,7 +29,10 @@ def predict(
     workers: common.Workers = None,
     plugin: common.Plugin = [],  # noqa: B006
 ) -> None:
-    """Probabilities of a trained model for every image of a folder; labels are not needed."""
+    """Probabilities of a trained model for images.
+
+    Every image of a folder gets them; labels are not needed.
+    """
     from cxrbench.runner.apply import find_stage, predict_images, write_table
     from cxrbench.runner.devices import choose
 

@@ -43,7 +43,10 @@ def perf(
         typer.Option(help="With --table: put it between the perf marks of this document."),
     ] = None,
 ) -> None:
-    """Time the suite against peers in turns; a ratio is printed only where the results are equal."""
+    """Time the suite against peers, in turns.
+
+    A ratio is printed only where the results are equal.
+    """
     if table:
         _show(table, into)
         return

@@ -29,8 +29,9 @@ def robustness(
     gpus: common.Gpus = None,
     plugin: common.Plugin = [],  # noqa: B006
 ) -> None:
-    """AUC of saved models on blurred, turned, shifted, cropped, noisy and lettered test films.
+    """AUC of saved models on disturbed test films.
 
+    Blurred, turned, shifted, cropped, noisy and lettered ones.
     The pages of `cxrbench leaderboard --html` draw the curves. What was measured before is kept.
     """
     from cxrbench.core.record import read_records

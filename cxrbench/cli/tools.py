@@ -51,7 +51,7 @@ def verify(
     name: Annotated[str, typer.Argument(help="A method or data set.")],
     plugin: common.Plugin = [],  # noqa: B006
 ) -> None:
-    """Check that a method or data set keeps the rules that all of them keep."""
+    """Check that a method or data set keeps the rules."""
     from cxrbench.runner.conformance import verify_name
 
     failed = 0
@@ -65,7 +65,10 @@ def verify(
 
 
 def doctor(as_json: common.Json = False) -> None:
-    """Check this machine: versions, GPU, disk, the store's file system, W&B."""
+    """Check this machine.
+
+    Versions, GPU, disk, the store's file system, W&B.
+    """
     from cxrbench.runner.doctor import examine
 
     findings = examine()
