@@ -33,6 +33,7 @@ TRAININGS = [
     ("vgg16", {}, "vgg16", 0.05),  # dropout draws another mask in each process
     ("stn-align", {"aligner": ALIGNER}, "aligner", 1e-3),
     ("stern", {"backbone": "test_convnext"}, "stern", 1e-3),
+    ("fmix", {"backbone": "test_convnext"}, "fmix", 1e-3),
 ]
 
 

@@ -1,13 +1,16 @@
 """Mixed batches: shares exact to the pixel, masks of the intended spectrum, draws that can be repeated."""
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, distributed
 
+from cxrbench.methods.base import Batch
+from cxrbench.methods.fmix import FMix
 from cxrbench.nn.fmix import Mixed, cutmix, fmix, fmix_mask, mixup
 
 Mix = Callable[..., Mixed]
@@ -224,3 +227,41 @@ def test_the_centre_of_the_box_is_anywhere() -> None:
     assert pasted[8, 8] == pasted.max() or pasted[8, 8] > 0.9 * pasted.max()
     assert pasted[0, 0].item() == pytest.approx(pasted[-1, -1].item(), abs=0.1)
     assert pasted[0, 0] < 0.8 * pasted[8, 8]
+
+
+# --- on several devices
+
+
+@pytest.mark.parametrize("mix", ["fmix", "mixup", "cutmix"])
+def test_the_devices_of_a_batch_mix_as_one_would(mix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pretended devices, whose mean of losses and gradients is that of one with the whole batch."""
+    torch.manual_seed(0)
+    params = FMix.resolve("quick", {"mix": mix, "probability": 1.0, "backbone": "test_convnext"}, {}, where="x")  # fmt: skip
+    module = FMix(params, ("Edema", "Mass"))
+    whole = {
+        "image": torch.randint(0, 256, (6, 1, 64, 64), dtype=torch.uint8),
+        "target": torch.randint(0, 2, (6, 2)).float(),
+        "known": torch.ones(6, 2, dtype=torch.bool),
+        "row": torch.arange(6),
+    }
+    shares = [{name: column[rank::2] for name, column in whole.items()} for rank in range(2)]
+
+    def loss_of(batch: Batch) -> Tensor:
+        module.step_draws = seeded(3)
+        return module.losses(batch)["loss"]
+
+    alone = loss_of(cast(Batch, whole))
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+
+    def all_gather(column: Tensor) -> Tensor:
+        [name] = [n for n, c in shares[rank].items() if c is column]
+        return torch.stack([share[name] for share in shares])
+
+    monkeypatch.setattr(module, "all_gather", all_gather)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
+        parts.append(loss_of(cast(Batch, shares[rank])))
+    assert not torch.allclose(parts[0], parts[1]), "both devices see the same images"
+    torch.testing.assert_close(torch.stack(parts).mean(), alone)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NotRequired, TypedDict
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.spec import MethodParams, Preset
@@ -70,6 +70,8 @@ class Method(L.LightningModule):
     # Set before a training. Lightning's own estimate makes the loader before a resumed training
     # knows its epoch, and so starts it with another order.
     steps_per_epoch: int = 1
+    # Set before each step, seeded alike on every device: for draws that hold for the global batch. None: torch's own.
+    step_draws: torch.Generator | None = None
 
     def __init__(self, params: MethodParams, labels: tuple[str, ...]) -> None:
         super().__init__()
@@ -222,11 +224,26 @@ class Classifier(Method):
         return torch.sigmoid(logits.double().cpu())
 
 
+def global_batch(module: Method, batch: Batch, *names: str) -> tuple[slice, list[Tensor]]:
+    """Which rows of the global batch this device has, and `names` of the whole batch, in one device's order."""
+    columns = [batch[name] for name in names]  # type: ignore[literal-required]
+    if not distributed.is_initialized():
+        return slice(None), columns
+    # [devices, B, ...]; device r has rows r, r + devices, ...: `data.module.EpochBatches`.
+    every = [_everywhere(module, column).transpose(0, 1).flatten(0, 1) for column in columns]
+    return slice(distributed.get_rank(), None, distributed.get_world_size()), every
+
+
 def _gathered(module: L.LightningModule, column: Tensor) -> Tensor:
     """[N, ...] of each device to [devices * N, ...] on all."""
+    return _everywhere(module, column).flatten(0, 1)
+
+
+def _everywhere(module: L.LightningModule, column: Tensor) -> Tensor:
+    """[N, ...] of each device to [devices, N, ...] on all."""
     every = module.all_gather(column)
     assert isinstance(every, Tensor)
-    return every.flatten(0, 1)
+    return every
 
 
 def mean_auc(logits: Tensor, target: Tensor, known: Tensor) -> float | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cxrbench.core.spec import Augment
 from cxrbench.core.stage import DataView, Stage, compute
-from cxrbench.methods.base import Batch
+from cxrbench.methods.base import Batch, global_batch
 from cxrbench.methods.densenet121 import BL5, QUICK, TUNED, BackboneClassifier, BackboneParams
 from cxrbench.methods.fmix_report import MixedFilms, MixedFilmsParams, MixParams
 from cxrbench.nn.backbones import to_unit
@@ -69,13 +69,14 @@ class FMix(BackboneClassifier):
         return {**mixed, **super().analyses(data, params, model)}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """lam * BCE(y) + (1 - lam) * BCE(y of the image that was mixed in)."""
-        image = to_unit(batch["image"])
-        if torch.rand(()) >= self.params.probability:
+        """lam * BCE(y) + (1 - lam) * BCE(y of the image that was mixed in); all devices mix as one would."""
+        draws = self.step_draws
+        if torch.rand((), generator=draws) >= self.params.probability:
             return super().losses(batch)
-        mixed = self.params.how.apply(image)
-        logits = self(mixed.image)
-        target, known = batch["target"], batch["known"]
-        own = masked_bce(logits, target, known)
-        other = masked_bce(logits, target[mixed.permutation], known[mixed.permutation])
+        mine, (image, target, known) = global_batch(self, batch, "image", "target", "known")
+        mixed = self.params.how.apply(to_unit(image), draws)
+        logits = self(mixed.image[mine])
+        partner = mixed.permutation[mine]
+        own = masked_bce(logits, target[mine], known[mine])
+        other = masked_bce(logits, target[partner], known[partner])
         return {"loss": mixed.lam * own + (1 - mixed.lam) * other}

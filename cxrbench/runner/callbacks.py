@@ -19,6 +19,7 @@ from torch import Tensor
 from cxrbench.core.errors import CxrbenchError, InterruptedRunError
 from cxrbench.core.seed import derive_seed
 from cxrbench.core.store import write_atomic
+from cxrbench.methods.base import Method
 from cxrbench.runner.checkpoint import register_state, state_path
 
 TWICE = 3.0  # seconds within which two stop signals are one
@@ -31,7 +32,7 @@ class NonFiniteLossError(CxrbenchError):
 
 
 class StepSeeds(Callback):
-    """Randomness inside a step (dropout) as a function of seed, epoch, batch and rank."""
+    """Randomness inside a step (dropout) as a function of seed, epoch, batch and rank; of `step_draws` not of rank."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -39,8 +40,10 @@ class StepSeeds(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int
     ) -> None:
-        names = ("step", trainer.current_epoch, batch_idx, trainer.global_rank)
-        seed = derive_seed(self.seed, *names)
+        step = ("step", trainer.current_epoch, batch_idx)
+        seed = derive_seed(self.seed, *step, trainer.global_rank)
+        assert isinstance(pl_module, Method)
+        pl_module.step_draws = torch.Generator().manual_seed(derive_seed(self.seed, *step, 0))
         if pl_module.device.type == "cpu":
             # `torch.manual_seed` also notes a call for each kind of GPU that is not there, with a
             # formatted stack and for ever: milliseconds a step.
