@@ -14,7 +14,7 @@ from cxrbench.core.store import HOME_VARIABLE, Store
 from cxrbench.runner import devices
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-# Tests start some thirty processes that import torch and Lightning: 17 s of CPU without bytecode, 8 s with it.
+# Tests start processes that import torch and Lightning: 17 s of CPU for each without bytecode, 8 s with it.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 SLOW_VARIABLE = "CXRBENCH_SLOW"
@@ -26,7 +26,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """The longest files come first, so that no process waits for another's at the end; slow tests run only when they
     are asked for: `-m slow`, `-m slurm`, `-m ray`, or CXRBENCH_SLOW=1 for all.
     """
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    first = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
     asked = any(word in config.option.markexpr for word in ("slow", "slurm", "ray"))
     if asked or os.environ.get(SLOW_VARIABLE) == "1":
         return
