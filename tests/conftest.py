@@ -1,16 +1,22 @@
 """What the tests share: a store of their own, the sample images, and records from nothing."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import cxrbench.cli
 from cxrbench.core.record import Record
 from cxrbench.core.store import HOME_VARIABLE, Store
+from cxrbench.runner import devices
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+# Tests start processes that import torch and Lightning: 17 s of CPU for each without bytecode, 8 s with it.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 SLOW_VARIABLE = "CXRBENCH_SLOW"
 LONGEST = ("test_runner.py", "test_resume.py", "test_conformance.py", "test_site.py")
 SAMPLES_VARIABLE = "CXRBENCH_SAMPLES"
@@ -20,7 +26,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """The longest files come first, so that no process waits for another's at the end; slow tests run only when they
     are asked for: `-m slow`, `-m slurm`, `-m ray`, or CXRBENCH_SLOW=1 for all.
     """
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    first = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
     asked = any(word in config.option.markexpr for word in ("slow", "slurm", "ray"))
     if asked or os.environ.get(SLOW_VARIABLE) == "1":
         return
@@ -35,6 +42,8 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test talks to Weights & Biases, whoever is logged in."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("WANDB_DATA_DIR", "")  # so that it is put back
+    monkeypatch.delenv("WANDB_DATA_DIR")
 
 
 @pytest.fixture
@@ -53,6 +62,30 @@ def samples() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder}: no sample images; set {SAMPLES_VARIABLE}")
     return folder
+
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs the command as a shell would, but in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setattr(devices, "gpu_count", lambda: 0)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cxrbench", *map(str, words)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            cxrbench.cli.main()
+        except SystemExit as leave:
+            code = leave.code or 0
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return code, printed.out, printed.err
+
+    return run
 
 
 RECORD: dict[str, Any] = {

@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Cli
 
-import cxrbench.cli
 from cxrbench.core.record import write_record
 from cxrbench.core.store import Store, write_json
 from cxrbench.runner import devices
@@ -22,32 +21,6 @@ from cxrbench.runner import devices
 HEAVY = ("torch", "numpy", "pandas", "lightning", "sklearn", "cv2", "PIL", "wandb", "timm", "rich.markdown")  # fmt: skip
 PLUGINS = Path(__file__).parent / "plugins"
 PHANTOM = ["--set", "data.images=60"]
-
-
-@pytest.fixture
-def cli(
-    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command as a shell would: (exit code, stdout, stderr)."""
-    monkeypatch.setattr(devices, "gpu_count", lambda: 0)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cxrbench", *map(str, words)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            cxrbench.cli.main()
-        except SystemExit as leave:
-            code = leave.code or 0
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.err
-        return code, printed.out, printed.err
-
-    return run
-
-
-Cli = Callable[..., tuple[int, str, str]]
 
 
 def bench_file(tmp_path: Path, text: str) -> Path:

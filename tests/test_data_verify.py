@@ -4,8 +4,6 @@ import io
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -13,9 +11,9 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Cli
 from PIL import Image
 
-import cxrbench.cli
 from cxrbench.cli import data as commands
 from cxrbench.core.errors import DataError
 from cxrbench.core.store import Store
@@ -423,26 +421,6 @@ def test_an_interruption_keeps_what_was_read(index, tmp_path):
 
 
 # --- the command line
-
-Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs the command as a shell would: (exit code, stdout, stderr)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cxrbench", *map(str, words)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            cxrbench.cli.main()
-        except SystemExit as leave:
-            code = leave.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
 
 
 def write_table(root: Path, films: dict[str, bytes], splits: dict[str, str]) -> list[object]:

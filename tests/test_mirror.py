@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_cli import Cli, cli  # noqa: F401 - a fixture
+from conftest import Cli
 from test_site import LABELS, built
 from wandb_files import config, of_kind, read_back, summary
 
@@ -37,8 +37,6 @@ def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test knows what another found, and none writes to a real home folder."""
     monkeypatch.setattr(mirror, "_gave_up", [])
     monkeypatch.setenv("HOME", str(tmp_path / "dr-who"))
-    monkeypatch.setenv("WANDB_DATA_DIR", "")  # so that it is put back
-    monkeypatch.delenv("WANDB_DATA_DIR")
     for name in ("WANDB_PROJECT", "WANDB_ENTITY", "NETRC"):
         monkeypatch.delenv(name, raising=False)
 
@@ -273,7 +271,7 @@ def test_the_document_names_every_column_of_the_run_table() -> None:
 
 
 def test_the_leaderboard_is_one_run_with_tables_curves_and_the_site(
-    cli: Cli,  # noqa: F811
+    cli: Cli,
     store: Store,
     records: list[Record],
     monkeypatch: pytest.MonkeyPatch,
@@ -376,7 +374,7 @@ def test_rows_without_predictions_are_named_beside_the_curves(
     ],
 )
 def test_options_that_do_not_fit_are_refused(
-    cli: Cli,  # noqa: F811
+    cli: Cli,
     records: list[Record],
     words: list[str],
     says: str,

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Cli
 from wandb_files import config, of_kind, read_back, summary, values
 
 from cxrbench.core.errors import ConfigError, CxrbenchError
@@ -38,14 +41,6 @@ def bench(store: Store, plugins: list[Path], execution: Execution, **spec: objec
     made = BenchSpec.parse({"name": "test", "preset": "quick", **spec}, where="test")
     plan = plan_bench(made, registry, store, "cpu")
     return run_bench(plan, registry, store, execution, "missing")
-
-
-def cli(home: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    import os
-
-    environment = {**os.environ, "CXRBENCH_HOME": str(home), "WANDB_MODE": "disabled"}
-    command = [sys.executable, "-m", "cxrbench", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
 
 
 def predictions(store: Store, result: Result) -> list[pd.DataFrame]:
@@ -263,34 +258,34 @@ def test_progress_of_decoding_is_told_with_its_rate(capsys: pytest.CaptureFixtur
     ]
 
 
-def test_leaking_plan_is_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_leaking_plan_is_refused_before_anything_runs(
+    cli: Cli, store: Store, tmp_path: Path
+) -> None:
     spec = tmp_path / "leak.yaml"
     spec.write_text(
         "name: leak\npreset: tuned\nmethods: [small-leak]\n"
         "datasets: [{name: phantom, split: cv5, folds: [0], params: {images: 150}}]\n"
     )
-    done = cli(tmp_path / "store", "bench", spec, "--plugin", SMALL)
-    assert done.returncode == 78 and "test patients of fold 0" in done.stderr
-    assert not list((tmp_path / "store" / "artefacts").glob("*"))
-    done = cli(tmp_path / "store", "plan", spec, "--plugin", SMALL)
-    assert done.returncode == 1 and "LEAK" in done.stdout
+    code, _, said = cli("bench", spec, "--plugin", SMALL)
+    assert code == 78 and "test patients of fold 0" in said
+    assert not list((store.root / "artefacts").glob("*"))
+    code, out, _ = cli("plan", spec, "--plugin", SMALL)
+    assert code == 1 and "LEAK" in out
 
 
-def test_two_sweeps_on_one_store_and_a_third_that_has_nothing_to_do(tmp_path: Path) -> None:
+def test_two_sweeps_on_one_store_and_a_third_that_has_nothing_to_do(
+    store: Store, tmp_path: Path
+) -> None:
     spec = tmp_path / "twice.yaml"
     spec.write_text(
         "name: twice\npreset: quick\nmethods: [small]\nrecipe: {epochs: 1}\n"
         "datasets: [{name: phantom, split: cv5, folds: [0, 1], params: {images: 150}}]\n"
     )
-    import os
-
-    home = tmp_path / "store"
-    environment = {**os.environ, "CXRBENCH_HOME": str(home), "WANDB_MODE": "disabled"}
+    home = store.root
     words = ["bench", str(spec), "--plugin", str(SMALL), "--gpus", "0"]
     command = [sys.executable, "-m", "cxrbench", *words]
     both = [
-        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-        for _ in range(2)
+        subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)
     ]
     for process in both:
         _, errors = process.communicate(timeout=500)
@@ -307,14 +302,16 @@ def test_two_sweeps_on_one_store_and_a_third_that_has_nothing_to_do(tmp_path: Pa
     )
     third = subprocess.run(
         [sys.executable, "-c", code, "cxrbench", *words],
-        env=environment, capture_output=True, text=True, timeout=100,
+        capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert third.stderr.splitlines()[-1] == "[]", third.stderr
     assert "small (quick" in third.stdout
     assert times == {p: p.stat().st_mtime_ns for p in home.glob("artefacts/*/stage.json")}
 
 
-def test_unreadable_image_stops_the_run_unless_it_may_be_left_out(tmp_path: Path) -> None:
+def test_unreadable_image_stops_the_run_unless_it_may_be_left_out(
+    cli: Cli, store: Store, tmp_path: Path
+) -> None:
     root = tmp_path / "films"
     root.mkdir()
     Table.fake(root, images=60, size=48)
@@ -324,27 +321,27 @@ def test_unreadable_image_stops_the_run_unless_it_may_be_left_out(tmp_path: Path
              "--dataset", "table", "--data", root, "--set", "recipe.epochs=1",
              "--set", "recipe.test_view=ten_crop", "--set", "recipe.validation_view=whole",
              "--wandb", "offline"]  # fmt: skip
-    done = cli(tmp_path / "store", *words)
-    assert done.returncode == 65, done.stderr
-    assert film.name in done.stderr and "--skip-unreadable" in done.stderr
-    done = cli(tmp_path / "store", *words, "--skip-unreadable", "--json")
-    assert done.returncode == 0, done.stderr
-    (record,) = json.loads(done.stdout)
+    code, _, said = cli(*words)
+    assert code == 65, said
+    assert film.name in said and "--skip-unreadable" in said
+    code, out, said = cli(*words, "--skip-unreadable", "--json")
+    assert code == 0, said
+    (record,) = json.loads(out)
     assert any("1 unreadable images left out" in text for text in record["warnings"])
     # Each stage is a run of its own that can be synced later, and so is the record.
     stages = {stage["digest"][:16]: stage for stage in record["stages"]}
-    logged = (tmp_path / "store" / "wandb").glob("offline-run-*")
+    logged = (store.root / "wandb").glob("offline-run-*")
     runs = {path.name.split("-", 3)[-1]: path for path in logged}
     [of_record] = set(runs) - set(stages)
     assert set(stages) <= set(runs) and of_record.startswith("record-")
-    assert "wandb sync" in done.stderr
+    assert "wandb sync" in said
     for digest, stage in stages.items():
-        check_logged_stage(tmp_path / "store", digest, stage)
+        check_logged_stage(store.root, digest, stage)
 
 
-def check_logged_stage(store: Path, digest: str, stage: dict[str, Any]) -> None:
+def check_logged_stage(home: Path, digest: str, stage: dict[str, Any]) -> None:
     """Its group, tags, config and summary; of a training the curves, too."""
-    back = read_back(store, digest)
+    back = read_back(home, digest)
     [run] = of_kind(back, "run")
     assert (run.run_group, run.job_type) == ("run-small", stage["kind"])
     assert {stage["name"], "table", "holdout", "fold-0", "seed-0"} <= set(run.tags)
@@ -360,32 +357,27 @@ def check_logged_stage(store: Path, digest: str, stage: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("typo", ["epoch: 3", "optimiser: adam"])
-def test_yaml_typo_names_key_and_nearest(tmp_path: Path, typo: str) -> None:
+def test_yaml_typo_names_key_and_nearest(cli: Cli, tmp_path: Path, typo: str) -> None:
     spec = tmp_path / "typo.yaml"
     spec.write_text(
         f"name: typo\nmethods: [small]\npreset: quick\nrecipe: {{{typo}}}\n"
         "datasets: [{name: phantom, params: {images: 150}}]\n"
     )
-    done = cli(tmp_path / "store", "plan", spec, "--plugin", SMALL)
-    assert done.returncode == 78
-    assert {"epoch: 3": "epochs", "optimiser: adam": "optimizer"}[typo] in done.stderr
+    code, _, said = cli("plan", spec, "--plugin", SMALL)
+    assert code == 78
+    assert {"epoch: 3": "epochs", "optimiser: adam": "optimizer"}[typo] in said
 
 
-def test_interrupted_sweep_saves_and_goes_on(tmp_path: Path) -> None:
-    import os
-    import signal
-    import time
-
+def test_interrupted_sweep_saves_and_goes_on(cli: Cli, store: Store, tmp_path: Path) -> None:
     spec = tmp_path / "long.yaml"
     spec.write_text(
         "name: long\npreset: quick\nmethods: [small]\nrecipe: {epochs: 40}\n"
         "datasets: [{name: phantom, split: holdout, params: {images: 150}}]\n"
     )
-    home = tmp_path / "store"
+    home = store.root
     words = ["bench", spec, "--plugin", SMALL, "--gpus", "0"]
-    environment = {**os.environ, "CXRBENCH_HOME": str(home), "WANDB_MODE": "disabled"}
     command = [sys.executable, "-m", "cxrbench", *map(str, words)]
-    sweep = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    sweep = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while not list(home.glob("partial/fit-*/progress.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -394,8 +386,8 @@ def test_interrupted_sweep_saves_and_goes_on(tmp_path: Path) -> None:
     assert sweep.returncode == 130, errors
     assert "the same command goes on" in errors and "FAILED" not in errors
     assert list(home.glob("partial/fit-*/states/state.json"))
-    done = cli(home, *words)
-    assert done.returncode == 0, done.stderr
+    code, _, said = cli(*words)
+    assert code == 0, said
     log = next(home.glob("jobs/*.log")).read_text()
     assert "resuming from state-" in log
     (record,) = read_records(home / "records")[0]

@@ -731,11 +731,20 @@ class Browser:
         self._process = os.posix_spawn(program, [program, *flags], os.environ, file_actions=actions)
         for descriptor in (there, back, null):
             os.close(descriptor)
-        self._rest, self._number, self._session = b"", 0, ""
+        self._rest, self._number, self._session, self._context = b"", 0, "", ""
         self.events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+
+    def begin(self) -> None:
+        """A new window that shares nothing with earlier ones, of which nothing is kept."""
+        self._session, last = "", self._context
+        if last:
+            self.call("Target.disposeBrowserContext", browserContextId=last)
+        self._context = self.call("Target.createBrowserContext")["browserContextId"]
+        window = {"url": "about:blank", "browserContextId": self._context}
+        target = self.call("Target.createTarget", **window)["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
+        self.events = []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -808,14 +817,21 @@ class Browser:
         return [each["request"]["url"] for each in sent]
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")  # fmt: skip
     if program is None:
         pytest.skip("no chromium on the path: the pages are not tried in a browser")
-    made = Browser(program, tmp_path / "profile")
+    made = Browser(program, tmp_path_factory.mktemp("profile"))
     yield made
     made.close()
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Browser:
+    """A window of its own."""
+    chromium.begin()
+    return chromium
 
 
 VISIBLE = (

@@ -186,7 +186,7 @@ def test_a_training_that_is_preempted_and_cut_off_by_its_time_limit_goes_on(
     sweep = Sweep.make(tmp_path / "store", ONE)
     foreign = sweep.store.partial(sweep.key("fit")) / "hpc_ckpt_1.ckpt"
     foreign.write_bytes(b"another run's")
-    submitted = sweep.submit(partition="low", time="60", save_seconds=60)
+    submitted = sweep.submit(partition="low", time="60", save_seconds=90)
     (job,) = submitted.jobs
     wait("saved state", lambda: sweep.states() >= 1, cluster, sweep)
     # The whole node: there is no room for this one beside the training.

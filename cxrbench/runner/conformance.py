@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,9 @@ def verify_method(registry: Registry, name: str, *, train: bool = True) -> Itera
     for labels in (1, 14):
         yield _check(f"learns from a batch with {labels} labels", partial(_steps, cls, labels))
     yield _check("half precision stays finite", lambda: _half(cls))
-    yield _check("weights survive saving and loading", lambda: _round_trip(cls))
-    yield _check("initial weights follow from the seed", lambda: _seeded(cls))
+    twins = cache(lambda: (_build(cls, 2).eval(), _build(cls, 2).eval()))
+    yield _check("initial weights follow from the seed", lambda: _seeded(*twins()))
+    yield _check("weights survive saving and loading", lambda: _round_trip(cls, *twins()))
     if train:
         yield _check(
             f"a short training on the phantom has a macro AUC over {CHANCE}"
@@ -175,8 +176,7 @@ def _loss(module: Any, batch: dict[str, Any]) -> torch.Tensor:
     return loss
 
 
-def _round_trip(cls: Any) -> str | None:
-    first, second = _build(cls, 2).eval(), _build(cls, 2).eval()
+def _round_trip(cls: Any, first: Any, second: Any) -> str | None:
     with torch.no_grad():
         for parameter in second.parameters():
             parameter.add_(1.0)
@@ -187,9 +187,9 @@ def _round_trip(cls: Any) -> str | None:
     return None if same else "the same weights give other probabilities"
 
 
-def _seeded(cls: Any) -> str | None:
-    first, second = _build(cls, 2).state_dict(), _build(cls, 2).state_dict()
-    differing = [name for name in first if not torch.equal(first[name], second[name])]
+def _seeded(first: Any, second: Any) -> str | None:
+    one, other = first.state_dict(), second.state_dict()
+    differing = [name for name in one if not torch.equal(one[name], other[name])]
     return f"two builds from one seed differ in {differing[:3]}" if differing else None
 
 
