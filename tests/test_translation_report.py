@@ -303,7 +303,7 @@ def test_without_boxes_nothing_is_said_of_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = report_of(Images(), tmp_path, monkeypatch, films=7)
-    assert set(facts) == {"films", "residual"}
+    assert set(facts) == {"films", "residual", "scores"}
     assert facts["films"] == {"sick": 7, "healthy": 7}
     listed = json.loads((tmp_path / "gallery.json").read_text())
     names = ["gallery.png", "means.png", "sick.png", "healthy.png"]

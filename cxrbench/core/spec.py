@@ -11,6 +11,9 @@ from cxrbench.core.reported import ReportedRow
 
 Preset = Literal["paper", "code", "tuned", "quick"]
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
+# How a film of any shape is read at a side S. `squeeze`: the whole film to [S, S], whatever its shape. `centre`: its
+# short side to S and the middle of the long one, [S, S]. `short_side`: its short side to S, the whole film [h, w].
+Reading = Literal["squeeze", "centre", "short_side"]
 
 
 class Augment(Frozen):

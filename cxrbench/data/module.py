@@ -27,6 +27,7 @@ from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.seed import derive_seed
 from cxrbench.core.spec import Recipe
 from cxrbench.data.augment import Draws, FixedView, RandomView, fixed_view
+from cxrbench.data.film_cache import Films, gather, require_crops
 from cxrbench.data.index import Index
 from cxrbench.data.micro_batches import CutLoader, equal_part
 from cxrbench.data.splits import PARTS
@@ -62,7 +63,7 @@ class ViewDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        pixels: Pixels,
+        pixels: Pixels | Films,
         index: Index,
         view: FixedView | RandomView,
         seed: int,
@@ -81,14 +82,14 @@ class ViewDataset(Dataset[Batch]):
 
     def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
         rows = np.asarray([row for _, row in items], dtype=np.int64)
-        gathered = np.asarray(self.pixels)[rows]  # [B, L, L], one read of the map
+        gathered = gather(self.pixels, rows)
         images = gathered
         masks: list[Pixels] = []
         if self.masks is not None:
             every = zip(rows, gathered, self.masks[rows], self._seeds(items), strict=True)
             pairs = [self._named(self._both, *each) for each in every]
             images, masks = np.stack([image for image, _ in pairs]), [mask for _, mask in pairs]
-        elif not self.view.leaves(gathered.shape[-1]):
+        elif isinstance(self.pixels, Films) or not self.view.leaves(gathered.shape[-1]):
             each = zip(rows, gathered, self._seeds(items), strict=True)
             images = np.stack([self._named(self._view, *one) for one in each])
         batch = Batch(
@@ -242,7 +243,7 @@ class CxrDataModule(L.LightningDataModule):
     def __init__(
         self,
         index: Index,
-        pixels: Pixels,
+        pixels: Pixels | Films,
         parts: npt.NDArray[np.object_],
         recipe: Recipe,
         *,
@@ -255,6 +256,8 @@ class CxrDataModule(L.LightningDataModule):
         super().__init__()
         self.index, self.pixels, self.masks, self.recipe = index, pixels, masks, recipe
         self.size, self.seed, self.workers = size, seed, workers
+        if isinstance(pixels, Films):
+            require_crops(recipe)
         self.most: int | None = None  # images that a device is given at once; None: its whole share
         self.rows = {part: np.flatnonzero(parts == part) for part in PARTS}
         if fit_part == "all":
@@ -350,8 +353,9 @@ class CxrDataModule(L.LightningDataModule):
         return self._loader(view, batches, parts)
 
     def _train_side(self) -> int:
-        whole = self.recipe.train_view == "whole"
-        return int(self.pixels.shape[-1]) if whole else self.size
+        if self.recipe.train_view != "whole" or isinstance(self.pixels, Films):
+            return self.size
+        return int(self.pixels.shape[-1])
 
     def _before_draws(self) -> FixedView:
         """What a loader process does with an image that a device will crop and augment."""

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cxrbench.core.contract import Computation
-from cxrbench.core.frozen import Frozen
+from cxrbench.core.spec import Reading
 from cxrbench.methods.sheets import Cell, Shown, bars, beside, contact_sheet, plot, write_gallery
 from cxrbench.methods.steganography_tests import (
     HIGH,
@@ -32,7 +32,7 @@ from cxrbench.methods.steganography_tests import (
 )
 from cxrbench.methods.translation import (
     Domain,
-    GeneratorParams,
+    FilmParams,
     Translators,
     grey,
     load_translators,
@@ -40,7 +40,6 @@ from cxrbench.methods.translation import (
     to_pixels,
 )
 from cxrbench.methods.translation_report import OTHER, choose_domains, clahe
-from cxrbench.nn.resnet_generator import SCALE
 
 SHOWN = 2  # films a direction in the gallery
 DOMAINS: tuple[Domain, Domain] = ("sick", "healthy")
@@ -52,7 +51,7 @@ ACROSS = {
 }
 
 
-class SteganographyParams(Frozen):
+class SteganographyParams(FilmParams):
     """The generators, the side at which films are read, and how much is spent.
 
     `films` is the most of a domain. Locality is tried with patches changed by up to `patch_level` grey levels, targeted attacks
@@ -60,8 +59,6 @@ class SteganographyParams(Frozen):
     is left.
     """
 
-    generator: GeneratorParams = GeneratorParams()
-    size: int = Field(256, ge=SCALE, multiple_of=SCALE)
     films: int = Field(16, ge=2)
     patch_level: float = Field(8.0, gt=0)
     attacked: int = Field(4, ge=1)
@@ -101,6 +98,9 @@ class Steganography(Computation):
 
     def image_size(self) -> int:
         return self.params.size
+
+    def reading(self) -> Reading:
+        return self.params.reading
 
     @torch.no_grad()  # no inference mode: the attack needs gradients
     def compute(
