@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cxrbench.core.errors import DataError
+from cxrbench.core.frozen import unless_set
 from cxrbench.core.spec import Augment, MethodParams, Reading, Recipe
 from cxrbench.core.stage import DataView, Stage, compute, fit, transform
 from cxrbench.methods.base import Batch, Classifier, weights_in
@@ -23,8 +24,9 @@ from cxrbench.methods.cyclegan_training import PAPER, REPORTED, CycleGANTraining
 from cxrbench.methods.densenet121 import QUICK as QUICK_CLASSIFIER
 from cxrbench.methods.densenet121 import TUNED as TUNED_CLASSIFIER
 from cxrbench.methods.densenet121 import BackboneParams, DenseNet121
+from cxrbench.methods.fresh_decoder import DecoderParams, FreshDecoder
 from cxrbench.methods.steganography import Steganography, SteganographyParams
-from cxrbench.methods.translation import Translate, TranslateParams, grey, signed
+from cxrbench.methods.translation import FilmParams, Translate, TranslateParams, grey, signed
 from cxrbench.methods.translation_report import TranslationReport, TranslationReportParams
 from cxrbench.nn.backbones import load_whole, to_unit
 
@@ -62,12 +64,22 @@ ALONE = Recipe(
 )
 
 
+# The U-Nets that know no secret: as quick as they can learn.
+DECODERS = Recipe(
+    batch_size=8,
+    learning_rate=1e-3,
+    schedule="cosine",
+    train_view="resize",
+    sampler="balanced",
+)
+
+
 class CycleGANParams(MethodParams):
     """What of a film's change is its score, the training of the generators, and who judges them afterwards.
 
     The classifier that looks at translated films is the DenseNet121 baseline, one training with it. The
-    independent decoder of the steganography report is a second training of the generators, as long as
-    the first, so it is made only where it is asked for.
+    independent decoders of the steganography report are a second training of the generators (`second_pair`), as long
+    as the first, and U-Nets that learn for so many epochs (`fresh_decoder`), each made only where it is asked for.
     """
 
     # Over the pixels of |film - film made healthy|; `lungs` is the mean inside the lungs, of data sets with masks.
@@ -75,10 +87,25 @@ class CycleGANParams(MethodParams):
     translators: TrainingParams = TrainingParams()
     classifier: BackboneParams = BackboneParams()
     second_pair: bool = False
+    fresh_decoder: int = Field(0, ge=0, exclude_if=unless_set)  # epochs; 0: none
     report_films: int = Field(400, ge=2)  # of a domain, at most
     hidden_films: int = Field(16, ge=2)  # of a domain, that are searched for hidden messages
     attack_steps: int = Field(10, ge=1)  # of a search for what steers a translation
     recipe: Recipe = ALONE
+
+    def films_read(self) -> FilmParams:
+        """How translated films are read: at the size of the generators' windows."""
+        gan = self.translators
+        return FilmParams(
+            generator=gan.generator, size=gan.recipe.size, keep_aspect=gan.keep_aspect
+        )
+
+    def decoders(self, films: FilmParams) -> DecoderParams:
+        """The training of `fresh_decoder` epochs on films that are read so."""
+        sides = {"size": films.size, "load": films.size, "epochs": self.fresh_decoder}
+        precision = self.translators.recipe.precision
+        recipe = DECODERS.model_copy(update={**sides, "precision": precision})
+        return DecoderParams(films=films, recipe=recipe)
 
 
 class CycleGAN(Classifier):
@@ -95,7 +122,7 @@ class CycleGAN(Classifier):
     Params = CycleGANParams
     params: CycleGANParams
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"translators": REPORTED},
+        "paper": {"translators": REPORTED, "fresh_decoder": 20},
         "code": {"translators": {"recipe": {**PAPER.model_dump(), "load": 286}}},
         "tuned": {
             "translators": {
@@ -144,20 +171,23 @@ class CycleGAN(Classifier):
     def view(cls, data: DataView, params: CycleGANParams) -> DataView:
         """Every film as `to_healthy` makes it: without what the generator takes for disease."""
         gan = params.translators
-        change = TranslateParams(
-            generator=gan.generator, size=gan.recipe.size, keep_aspect=gan.keep_aspect
-        )
+        change = TranslateParams(**params.films_read().model_dump())
         return transform(Translate, data, change, translators=fit(CycleGANTraining, data, gan))
 
     @classmethod
     def analyses(cls, data: DataView, params: CycleGANParams, model: Stage) -> Mapping[str, Stage]:
         """What is changed, and whether the pair hides messages from itself, on the test films."""
         gan, trained = params.translators, model.inputs["translators"]
-        read: dict[str, Any] = {
-            "generator": gan.generator,
-            "size": gan.recipe.size,
-            "keep_aspect": gan.keep_aspect,
-        }
+        films = params.films_read()
+        read = films.model_dump()
+        pair = {"translators": trained}
+        others: dict[str, Stage] = {}
+        if params.second_pair:
+            another = replace(data, root_seed=data.root_seed + 1)
+            others["other"] = fit(CycleGANTraining, another, gan)
+        decoders = params.decoders(films) if params.fresh_decoder else None
+        if decoders is not None:
+            others["decoders"] = fit(FreshDecoder, data, decoders, translators=trained)
         report = TranslationReportParams(
             **read,
             classifier=params.classifier,
@@ -168,16 +198,14 @@ class CycleGAN(Classifier):
             films=params.hidden_films,
             attacked=max(1, params.hidden_films // 4),
             attack_steps=params.attack_steps,
+            decoders=decoders,
         )
         classifier = fit(DenseNet121, data, params.classifier)
-        other = replace(data, root_seed=data.root_seed + 1)
-        second = {"other": fit(CycleGANTraining, other, gan)} if params.second_pair else {}
-        pair = {"translators": trained}
         return {
             "translation": compute(
                 TranslationReport, data, report, part="test", classifier=classifier, **pair
             ),
-            "steganography": compute(Steganography, data, look, part="test", **pair, **second),
+            "steganography": compute(Steganography, data, look, part="test", **pair, **others),
         }
 
     @classmethod

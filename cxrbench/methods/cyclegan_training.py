@@ -203,17 +203,8 @@ class CycleGANTraining(Method):
         self._validation.append(torch.stack([batch["row"].double(), error], dim=1))
 
     def on_validation_epoch_end(self) -> None:
-        found = torch.cat(self._validation)
+        self.log("val_loss", mean_once(self, self._validation))
         self._validation.clear()
-        if self.trainer.world_size > 1:
-            every = self.all_gather(found)
-            assert isinstance(every, Tensor)
-            found = every.flatten(0, 1)
-        # Padding under DDP repeats images: each counts once.
-        once = {int(row): error for row, error in found.tolist() if error == error}
-        if not once:
-            raise DataError("no film of the validation part is known to be healthy or sick")
-        self.log("val_loss", torch.tensor(list(once.values())).mean())
         self.log("val_epoch", float(self.current_epoch))
 
     def configure_optimizers(self) -> Any:
@@ -252,6 +243,22 @@ class CycleGANTraining(Method):
         mine = saved[self.trainer.global_rank % len(saved)]
         for domain, pool in self.pools.items():
             pool.restore(mine[domain])
+
+
+def mean_once(module: Method, parts: list[Tensor]) -> Tensor:
+    """The mean error of films by (row, error) [n, 2] of all ranks, NaN where it is not known; each film counts once.
+
+    Padding under DDP repeats images. DataError when no film's error is known.
+    """
+    found = torch.cat(parts)
+    if module.trainer.world_size > 1:
+        every = module.all_gather(found)
+        assert isinstance(every, Tensor)
+        found = every.flatten(0, 1)
+    once = {int(row): error for row, error in found.tolist() if error == error}
+    if not once:
+        raise DataError("no film of the validation part is known to be healthy or sick")
+    return torch.tensor(list(once.values())).mean()
 
 
 def shares_of(counts: Tensor) -> tuple[Tensor, Tensor]:
