@@ -217,8 +217,8 @@ def test_a_data_set_s_films_in_each_reading(tmp_path: Path) -> None:
     found = Kermany.read_index(root, Kermany.Params.parse({"task": "pneumonia"}, where="x"))
     for n in range(len(found)):
         path = found.path(n)
-        with Image.open(path, formats=("JPEG",)) as image:
-            image.resize((48 + n % 5 * 8, 48)).save(path)
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            image.convert("L").resize((48 + n % 5 * 8, 48)).save(path)
     store = Store(tmp_path / "store")
     binding = bind(Registry(), "kermany", root, {"task": "pneumonia"}, "official", store)
     view = binding.view(fold=0, seed=0, skip_unreadable=False)

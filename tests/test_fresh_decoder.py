@@ -81,6 +81,8 @@ def test_what_was_hidden_shows_as_a_gap_and_honesty_has_none(trained: Any) -> No
     assert hiding["error"] < 1e-4, "the pair reads its own films back"
     assert hiding["hidden"] > 0.02
     assert honest["hidden"] < 0.002
+    for found in (hiding, honest):
+        assert found["others_error"] < found["unchanged"], "both decoders have learned"
 
 
 def test_each_domain_has_its_decoder_and_a_lacking_one_stays(trained: Any) -> None:
@@ -109,7 +111,7 @@ def test_it_learns_under_noise_and_is_measured_without() -> None:
     assert loss == pytest.approx(PARAMS.noise / 255 * np.sqrt(2 / np.pi), rel=0.1)
     module.eval()
     module.validation_step(batch, 0)
-    assert float(module._validation[0][:, 1].abs().max()) < 1e-6
+    assert float(module._validation[0][:, 1].detach().abs().max()) < 1e-6
     unknown = batch | {"known": torch.zeros(8, 1, dtype=torch.bool)}
     module.validation_step(unknown, 0)
     assert module._validation[1][:, 1].isnan().all()
@@ -147,6 +149,15 @@ def test_sides_that_the_generators_do_not_make_are_refused() -> None:
     for change in ({"size": 16}, {"size": 64, "load": 64}):
         with pytest.raises(ConfigError, match=r"must be films\.size 32, a multiple of 16"):
             DecoderParams.parse(PARAMS.model_dump() | {"recipe": RECIPE.model_dump() | change}, where="x")  # fmt: skip
+
+
+def test_sides_of_no_u_net_name_the_option() -> None:
+    change = {"fresh_decoder": 2, "translators": {"recipe": {"size": 36, "load": 36}}}
+    params = CycleGAN.resolve("quick", change, {}, where="x")
+    with pytest.raises(
+        ConfigError, match=r"params.fresh_decoder \(0 for none\).*36.*multiple of 16"
+    ):
+        CycleGAN.analyses(VIEW, params, CycleGAN.stages(VIEW, params))
 
 
 def test_it_is_made_where_it_is_asked_for() -> None:

@@ -55,7 +55,10 @@ class Recipe(Frozen):
     size: int = Field(224, ge=16, le=4096)
     load: int = Field(256, ge=16, le=4096)
     augment: Augment = Augment()
-    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    sampler: Literal["shuffle", "balanced", "matched"] = Field(
+        "shuffle",
+        description="balanced: images with and without a finding equally often; matched: and of the same ages and sexes",
+    )
     sync_batchnorm: bool = False
     train_view: Literal["whole", "random_crop", "resize"] = "random_crop"
     validation_view: Literal["whole", "resize", "center_crop"] = "resize"

@@ -30,6 +30,7 @@ from cxrbench.data.augment import Draws, FixedView, RandomView, fixed_view
 from cxrbench.data.film_cache import Films, gather, require_crops
 from cxrbench.data.index import Index
 from cxrbench.data.micro_batches import CutLoader, equal_part
+from cxrbench.data.sampling import balanced_weights, matched_weights
 from cxrbench.data.splits import PARTS
 from cxrbench.metrics.boxes import box_of_mask
 from cxrbench.nn.augment import augmented
@@ -281,12 +282,15 @@ class CxrDataModule(L.LightningDataModule):
         if not len(self.rows[part]):
             raise DataError(f"{self.index.dataset}: the {part} part of this fold has no image")
 
-    def _balance(self) -> npt.NDArray[np.float64]:
-        """Weights [rows] by which images with and without a positive label are drawn equally often."""
-        targets = np.nan_to_num(self.index.targets[self.rows["train"]])
-        positive = targets.any(axis=1)
-        share = np.where(positive, positive.mean(), 1 - positive.mean())
-        return np.asarray(1 / share / (1 / share).sum(), dtype=np.float64)
+    def _weights(self) -> npt.NDArray[np.float64] | None:
+        if self.recipe.sampler == "shuffle":
+            return None
+        balanced = self.recipe.sampler == "balanced"
+        rows = self.rows["train"]
+        return balanced_weights(self.index, rows) if balanced else self._matched()[0]
+
+    def _matched(self) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
+        return matched_weights(self.index, self.rows["train"])
 
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -335,7 +339,7 @@ class CxrDataModule(L.LightningDataModule):
             seed=self.seed,
             rank=rank,
             world=world,
-            weights=self._balance() if recipe.sampler == "balanced" else None,
+            weights=self._weights(),
         )
         if self.trainer is not None:
             loop: Any = self.trainer.fit_loop
@@ -404,11 +408,11 @@ class CxrDataModule(L.LightningDataModule):
         return [self.evaluation_dataloader(part, view) for part in ("val", "test")]
 
     def facts(self) -> dict[str, Any]:
-        """Image and patient counts of each part, for the record."""
-        return {
-            part: {
-                "images": len(rows),
-                "patients": len(set(self.index.patient_ids[rows])),
-            }
+        """Image and patient counts of each part, for the record, and of pools that are matched by age and sex."""
+        found: dict[str, Any] = {
+            part: {"images": len(rows), "patients": len(set(self.index.patient_ids[rows]))}
             for part, rows in self.rows.items()
         }
+        if self.recipe.sampler == "matched":
+            found["matched"] = self._matched()[1]
+        return found

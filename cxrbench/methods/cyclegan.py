@@ -101,11 +101,12 @@ class CycleGANParams(MethodParams):
         )
 
     def decoders(self, films: FilmParams) -> DecoderParams:
-        """The training of `fresh_decoder` epochs on films that are read so."""
+        """The training of `fresh_decoder` epochs on films that are read so; ConfigError for sides of no U-Net."""
         sides = {"size": films.size, "load": films.size, "epochs": self.fresh_decoder}
         precision = self.translators.recipe.precision
         recipe = DECODERS.model_copy(update={**sides, "precision": precision})
-        return DecoderParams(films=films, recipe=recipe)
+        given = {"films": films.model_dump(), "recipe": recipe.model_dump()}
+        return DecoderParams.parse(given, where="params.fresh_decoder (0 for none)")
 
 
 class CycleGAN(Classifier):

@@ -321,11 +321,12 @@ def fresh_decoder(net: Net, made: Tensor, returned: Tensor, x: Tensor) -> dict[s
     """What a network reads of translations that learned on others, under noise; films [N, 1, S, S] in [0, 1].
 
     `hidden`: its error over that of `returned`, the generator's own reading. At most 0 where the translations show all
-    that the generator reads from them.
+    that the generator reads from them. `unchanged`: the error of the translations themselves; a network that is not
+    below it has learned nothing, and its gap says nothing.
     """
-    read, own = run(net, made), float((returned - x).abs().mean())
-    error = float((read - x).abs().mean())
-    return {"films": len(x), "error": own, "others_error": error, "hidden": error - own}
+    read, own, unchanged = (float((a - x).abs().mean()) for a in (run(net, made), returned, made))
+    found = {"error": own, "others_error": read, "hidden": read - own, "unchanged": unchanged}
+    return {"films": len(x), **found}
 
 
 def linear_decoder(made: Tensor, returned: Tensor, x: Tensor, seed: int) -> dict[str, Any]:
