@@ -619,11 +619,61 @@ def test_the_paper_s_recipe() -> None:
         "random_crop",
         0.5,
     )
+    assert paper.keep_aspect
+    assert r.validation_view == "center_crop"
     assert (r.sampler, r.precision, r.ema_decay) == ("balanced", "32-true", None)
-    assert CycleGAN.resolve("code", {}, {}, where="x").translators.recipe.load == 286
+    code = CycleGAN.resolve("code", {}, {}, where="x").translators
+    assert (code.recipe.load, code.keep_aspect) == (286, False)
     nets = CycleGANTraining(paper, LABELS)
     counts = [sum(p.numel() for p in net.parameters()) for net in (nets.to_sick, nets.judge_sick)]
     assert counts == [11_378_179, 2_764_737]
+
+
+def test_the_paper_s_films_keep_their_shape_wherever_they_are_read() -> None:
+    params = CycleGAN.resolve("paper", {}, {}, where="x")
+    model = CycleGAN.stages(VIEW, params)
+    trained = model.inputs["translators"]
+    assert CycleGANTraining.reading(params.translators) == "short_side"
+    assert CycleGAN.reading(params) == "centre"
+    view = CycleGAN.view(VIEW, params)
+    assert view.images is not None
+    assert (
+        Translate(TranslateParams.parse(dict(view.images.params), where="x")).reading() == "centre"
+    )
+    for stage in CycleGAN.analyses(VIEW, params, model).values():
+        assert stage.params["keep_aspect"]
+        assert stage.inputs["translators"].digest == trained.digest
+    other = CycleGANAugmented.resolve("paper", {}, {}, where="x")
+    assert CycleGANAugmented.stages(VIEW, other).inputs["translators"].digest == trained.digest
+    squeezed = CycleGAN.resolve("code", {}, {}, where="x")
+    assert CycleGANTraining.reading(squeezed.translators) == CycleGAN.reading(squeezed) == "squeeze"
+    assert "keep_aspect" not in CycleGAN.stages(VIEW, squeezed).inputs["translators"].params
+    with pytest.raises(ConfigError, match=r"train_view must be random_crop and recipe\.validation"):
+        change = {"translators": {"keep_aspect": True}}
+        CycleGAN.resolve("code", change, {}, where="x")
+
+
+def test_the_residual_inside_the_lungs() -> None:
+    module = method(statistic="lungs")
+    module.to_healthy = Times(0.5)
+    film = torch.rand(3, 1, SIDE, SIDE)
+    mask = torch.zeros(3, 1, SIDE, SIDE, dtype=torch.uint8)
+    mask[:, :, :, : SIDE // 2] = 255
+    change = ((2 * film - 1) * 0.5 / 2).abs()[:, 0, :, : SIDE // 2].flatten(1).mean(1)
+    torch.testing.assert_close(module.residual(film, mask), change)
+    batch: Any = {"image": film, "mask": mask}
+    whole = method()
+    whole.to_healthy = Times(0.5)
+    expected = torch.sigmoid(change.log()[:, None].expand(-1, 2).double())
+    torch.testing.assert_close(module.predict_step(batch, 0), expected)
+    assert not torch.allclose(whole.predict_step(batch, 0), expected)
+    assert CycleGAN.reads_masks(module.params)
+    assert not CycleGAN.reads_masks(whole.params)
+    with pytest.raises(DataError, match="without masks of the lungs"):
+        module.predict_step({"image": film}, 0)  # type: ignore[typeddict-item]
+    mask[1] = 0
+    with pytest.raises(DataError, match="shows no lung"):
+        module.residual(film, mask)
 
 
 def test_a_judge_as_a_constant_scores_the_same() -> None:

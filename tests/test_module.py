@@ -24,6 +24,7 @@ from cxrbench.data.augment import RandomView, fixed_view
 from cxrbench.data.index import Index
 from cxrbench.data.module import REPEATED, CxrDataModule, EpochBatches, ViewDataset
 from cxrbench.data.pixels import resize
+from cxrbench.data.sampling import balanced_weights
 from cxrbench.methods.base import once
 from cxrbench.metrics.boxes import box_of_mask
 
@@ -299,7 +300,7 @@ def test_a_balanced_sampler_draws_films_with_and_without_a_finding_equally_often
     edema[::every] = 1.0  # half, an eighth, and one of the 24 training films
     frame = data.index.frame.assign(Edema=edema, Mass=0.0)
     data.index = replace(data.index, frame=frame)
-    with_it, weights = positives(data), data._balance()
+    with_it, weights = positives(data), balanced_weights(data.index, data.rows["train"])
     assert with_it.sum() == 24 // every
     assert weights.sum() == pytest.approx(1)
     assert weights[with_it].sum() == pytest.approx(0.5)
@@ -320,7 +321,7 @@ def test_with_one_class_alone_a_balanced_sampler_draws_all_alike(pixels: Any, va
     data = module(pixels, sampler="balanced")
     frame = data.index.frame.assign(Edema=np.nan, Mass=value)
     data.index = replace(data.index, frame=frame)
-    assert data._balance() == pytest.approx(np.full(24, 1 / 24))
+    assert balanced_weights(data.index, data.rows["train"]) == pytest.approx(np.full(24, 1 / 24))
 
 
 def epochs(data: CxrDataModule, count: int = 2) -> list[tuple[list[int], torch.Tensor]]:

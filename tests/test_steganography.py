@@ -289,7 +289,11 @@ class Images:
 
 
 def report_of(
-    pixels: Any, nets: dict[str, tuple[nn.Module, nn.Module]], out: Path, monkeypatch: Any
+    pixels: Any,
+    nets: dict[str, tuple[nn.Module, nn.Module]],
+    out: Path,
+    monkeypatch: Any,
+    **more: Any,
 ) -> dict[str, Any]:
     """The facts of a report whose inputs are the given pairs (to_healthy, to_sick)."""
     pairs = {name: Translators(GeneratorParams(channels=1), *pair) for name, pair in nets.items()}
@@ -298,7 +302,7 @@ def report_of(
     )
     targets = np.array([[0.0]] * 6 + [[1.0]] * 6)
     params = SteganographyParams(
-        generator=GeneratorParams(channels=1), size=SIDE, attacked=2, attack_steps=3
+        generator=GeneratorParams(channels=1), size=SIDE, attacked=2, attack_steps=3, **more
     )
     out.mkdir(exist_ok=True)
     inputs = {name: Path(name) for name in pairs}

@@ -23,6 +23,7 @@ from cxrbench.methods.translation_measures import (
     Verdicts,
     balanced_threshold,
     box_mask,
+    by_film,
     change,
     distances,
     flips,
@@ -31,6 +32,7 @@ from cxrbench.methods.translation_measures import (
     mean_shift,
     pointing_game,
     residual,
+    separation,
 )
 from cxrbench.methods.translation_report import (
     ENLARGED,
@@ -70,6 +72,37 @@ def test_residuals() -> None:
     assert moved.dtype == np.float32
     found = residual(moved)
     assert found == pytest.approx({"films": 2, "mean": (0.04 + 0.2) / 2, "p95": 0.2})
+
+
+def test_each_film_s_residual_as_a_score() -> None:
+    moved = np.zeros((3, 10, 10), np.float32)
+    moved[0, :5] = 0.2  # inside the lungs
+    moved[1, 5:] = 0.4  # outside
+    moved[2] = 0.1
+    lungs = np.zeros((3, 10, 10), bool)
+    lungs[:2, :5] = True
+    found = by_film(moved, lungs)
+    assert found["mean"] == pytest.approx([0.1, 0.2, 0.1])
+    assert found["p95"] == pytest.approx([0.2, 0.4, 0.1])
+    assert found["lungs"] == pytest.approx([0.2, 0, np.nan], nan_ok=True)
+    assert found["lungs_p95"] == pytest.approx([0.2, 0, np.nan], nan_ok=True)
+    assert set(by_film(moved, None)) == {"mean", "p95"}
+
+
+def test_separation_is_what_classifiers_are_scored_by() -> None:
+    sick, healthy = np.array([0.9, 0.4, 0.8, np.nan]), np.array([0.1, 0.5])
+    found = separation(sick, healthy)
+    assert found.pop("films") == {"sick": 3, "healthy": 2}
+    assert found == pytest.approx(
+        {
+            "auc": 5 / 6,
+            "pr_auc": (1 + 1 + 3 / 4) / 3,
+            "precision_at_95_recall": 3 / 4,
+            "floor": 3 / 5,
+        }
+    )
+    nothing = separation(sick * np.nan, healthy)
+    assert nothing == {"films": {"sick": 0, "healthy": 2}}
 
 
 def test_boxes_in_pixels() -> None:
@@ -299,11 +332,31 @@ def test_what_changed_and_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "classifier" not in facts
 
 
+def test_the_residual_inside_known_lungs_is_a_score_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = Images()
+    images.pixels[:20, :, :4] = 250  # healthy films change, too, but beside the lungs
+    images.has_masks = True
+    lungs = np.zeros((40, SIDE, SIDE), np.uint8)
+    lungs[INSIDE] = 255
+    images.masks = lambda: lungs  # type: ignore[attr-defined]
+    found = report_of(images, tmp_path, monkeypatch)["scores"]
+    assert set(found) == {"mean", "p95", "lungs", "lungs_p95"}
+    assert found["lungs"]["auc"] == found["lungs_p95"]["pr_auc"] == 1
+    assert found["lungs"]["films"] == {"sick": 20, "healthy": 20}
+    assert found["mean"]["auc"] < 0.5
+    images.has_masks = False
+    found = report_of(images, tmp_path, monkeypatch)["scores"]
+    assert "lung masks" in found["lungs"]["missing"]
+    assert found["mean"]["auc"] < 0.5
+
+
 def test_without_boxes_nothing_is_said_of_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = report_of(Images(), tmp_path, monkeypatch, films=7)
-    assert set(facts) == {"films", "residual"}
+    assert set(facts) == {"films", "residual", "scores"}
     assert facts["films"] == {"sick": 7, "healthy": 7}
     listed = json.loads((tmp_path / "gallery.json").read_text())
     names = ["gallery.png", "means.png", "sick.png", "healthy.png"]

@@ -49,7 +49,7 @@ def export(
     export_images(
         opened.index,
         material.parts,
-        lambda row: material.pixels[row],
+        lambda row: material.squares[row],
         out,
         read_mask=None if masks is None else lambda row: masks[row],
         progress=lambda done, of: report("writing", done, of),

@@ -5,6 +5,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cxrbench.core.frozen import Frozen
+from cxrbench.core.spec import Reading
+
+
+def reading_of(reader: Any) -> Reading:
+    """How a computation or a transformation reads films that are no squares; one that does not say has them squeezed."""
+    found: Reading = reader.reading() if hasattr(reader, "reading") else "squeeze"
+    return found
 
 
 class Computation:
@@ -22,6 +29,10 @@ class Computation:
     def image_size(self) -> int:
         """The side in pixels at which it reads images."""
         raise NotImplementedError
+
+    def reading(self) -> Reading:
+        """How it reads films that are no squares: `squeeze` or `centre`."""
+        return "squeeze"
 
     def compute(
         self, images: Any, targets: Any, inputs: Mapping[str, Path], out: Path, seed: int
@@ -50,6 +61,10 @@ class Transformation:
     def image_size(self) -> int:
         """The side S in pixels at which it reads images."""
         raise NotImplementedError
+
+    def reading(self) -> Reading:
+        """How it reads films that are no squares: `squeeze` or `centre`."""
+        return "squeeze"
 
     def open(self, inputs: Mapping[str, Path], device: str) -> None:
         """Load what earlier stages left."""

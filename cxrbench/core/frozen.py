@@ -17,6 +17,11 @@ _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 120
 
 
+def unless_set(value: Any) -> bool:
+    """For `Field(exclude_if=...)` of what was added later: left at its default it is no part of an identity."""
+    return not value
+
+
 class Frozen(BaseModel):
     """An immutable specification in which an unknown key is an error."""
 

@@ -11,6 +11,9 @@ from cxrbench.core.reported import ReportedRow
 
 Preset = Literal["paper", "code", "tuned", "quick"]
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
+# How a film of any shape is read at a side S. `squeeze`: the whole film to [S, S], whatever its shape. `centre`: its
+# short side to S and the middle of the long one, [S, S]. `short_side`: its short side to S, the whole film [h, w].
+Reading = Literal["squeeze", "centre", "short_side"]
 
 
 class Augment(Frozen):
@@ -52,7 +55,10 @@ class Recipe(Frozen):
     size: int = Field(224, ge=16, le=4096)
     load: int = Field(256, ge=16, le=4096)
     augment: Augment = Augment()
-    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    sampler: Literal["shuffle", "balanced", "matched"] = Field(
+        "shuffle",
+        description="balanced: images with and without a finding equally often; matched: and of the same ages and sexes",
+    )
     sync_batchnorm: bool = False
     train_view: Literal["whole", "random_crop", "resize"] = "random_crop"
     validation_view: Literal["whole", "resize", "center_crop"] = "resize"

@@ -12,10 +12,11 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from cxrbench.core.errors import MissingInputError
+from cxrbench.core.errors import ConfigError, MissingInputError
 from cxrbench.core.frozen import Frozen
+from cxrbench.core.spec import Reading
 from cxrbench.data.index import Index
-from cxrbench.data.pixels import decode, resize
+from cxrbench.data.pixels import decode, read_at, resize
 from cxrbench.data.splits import Split, stratified_folds, stratified_parts
 
 
@@ -95,13 +96,26 @@ class CxrDataset:
 
     @classmethod
     def read_images(
-        cls, index: Index, row: int, sizes: Sequence[int]
+        cls, index: Index, row: int, sizes: Sequence[int], reading: Reading = "squeeze"
     ) -> list[npt.NDArray[np.uint8]]:
-        """`read_image` at several sizes; a film is decoded once for all where it can be."""
-        if not cls.one_film():
+        """A film at several sizes, `read_image` unless `reading` says otherwise; decoded once for all where it can be."""
+        if cls.squares(reading):
             return [cls.read_image(index, row, size) for size in sizes]
         film = cls.read_film(index, row)
-        return [resize(film, size) for size in sizes]
+        return [read_at(film, size, reading) for size in sizes]
+
+    @classmethod
+    def squares(cls, reading: Reading) -> bool:
+        """Whether `read_image` gives the films in this reading: they are drawn as squares at any size.
+
+        ConfigError where a reader squeezes films itself, so that nobody knows their shapes.
+        """
+        if reading != "squeeze" and not cls.one_film() and not cls.phantom:
+            raise ConfigError(
+                f"{cls.name}: reads images at a size itself, so it cannot keep their aspect ratio; let it override "
+                f"read_film in place of read_image"
+            )
+        return not cls.one_film()
 
     @classmethod
     def read_mask(cls, index: Index, row: int, size: int) -> npt.NDArray[np.uint8]:

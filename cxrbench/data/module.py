@@ -27,8 +27,10 @@ from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.seed import derive_seed
 from cxrbench.core.spec import Recipe
 from cxrbench.data.augment import Draws, FixedView, RandomView, fixed_view
+from cxrbench.data.film_cache import Films, gather, require_crops
 from cxrbench.data.index import Index
 from cxrbench.data.micro_batches import CutLoader, equal_part
+from cxrbench.data.sampling import balanced_weights, matched_weights
 from cxrbench.data.splits import PARTS
 from cxrbench.metrics.boxes import box_of_mask
 from cxrbench.nn.augment import augmented
@@ -62,7 +64,7 @@ class ViewDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        pixels: Pixels,
+        pixels: Pixels | Films,
         index: Index,
         view: FixedView | RandomView,
         seed: int,
@@ -81,14 +83,14 @@ class ViewDataset(Dataset[Batch]):
 
     def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
         rows = np.asarray([row for _, row in items], dtype=np.int64)
-        gathered = np.asarray(self.pixels)[rows]  # [B, L, L], one read of the map
+        gathered = gather(self.pixels, rows)
         images = gathered
         masks: list[Pixels] = []
         if self.masks is not None:
             every = zip(rows, gathered, self.masks[rows], self._seeds(items), strict=True)
             pairs = [self._named(self._both, *each) for each in every]
             images, masks = np.stack([image for image, _ in pairs]), [mask for _, mask in pairs]
-        elif not self.view.leaves(gathered.shape[-1]):
+        elif isinstance(self.pixels, Films) or not self.view.leaves(gathered.shape[-1]):
             each = zip(rows, gathered, self._seeds(items), strict=True)
             images = np.stack([self._named(self._view, *one) for one in each])
         batch = Batch(
@@ -242,7 +244,7 @@ class CxrDataModule(L.LightningDataModule):
     def __init__(
         self,
         index: Index,
-        pixels: Pixels,
+        pixels: Pixels | Films,
         parts: npt.NDArray[np.object_],
         recipe: Recipe,
         *,
@@ -255,6 +257,8 @@ class CxrDataModule(L.LightningDataModule):
         super().__init__()
         self.index, self.pixels, self.masks, self.recipe = index, pixels, masks, recipe
         self.size, self.seed, self.workers = size, seed, workers
+        if isinstance(pixels, Films):
+            require_crops(recipe)
         self.most: int | None = None  # images that a device is given at once; None: its whole share
         self.rows = {part: np.flatnonzero(parts == part) for part in PARTS}
         if fit_part == "all":
@@ -278,12 +282,15 @@ class CxrDataModule(L.LightningDataModule):
         if not len(self.rows[part]):
             raise DataError(f"{self.index.dataset}: the {part} part of this fold has no image")
 
-    def _balance(self) -> npt.NDArray[np.float64]:
-        """Weights [rows] by which images with and without a positive label are drawn equally often."""
-        targets = np.nan_to_num(self.index.targets[self.rows["train"]])
-        positive = targets.any(axis=1)
-        share = np.where(positive, positive.mean(), 1 - positive.mean())
-        return np.asarray(1 / share / (1 / share).sum(), dtype=np.float64)
+    def _weights(self) -> npt.NDArray[np.float64] | None:
+        if self.recipe.sampler == "shuffle":
+            return None
+        balanced = self.recipe.sampler == "balanced"
+        rows = self.rows["train"]
+        return balanced_weights(self.index, rows) if balanced else self._matched()[0]
+
+    def _matched(self) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
+        return matched_weights(self.index, self.rows["train"])
 
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -332,7 +339,7 @@ class CxrDataModule(L.LightningDataModule):
             seed=self.seed,
             rank=rank,
             world=world,
-            weights=self._balance() if recipe.sampler == "balanced" else None,
+            weights=self._weights(),
         )
         if self.trainer is not None:
             loop: Any = self.trainer.fit_loop
@@ -350,8 +357,9 @@ class CxrDataModule(L.LightningDataModule):
         return self._loader(view, batches, parts)
 
     def _train_side(self) -> int:
-        whole = self.recipe.train_view == "whole"
-        return int(self.pixels.shape[-1]) if whole else self.size
+        if self.recipe.train_view != "whole" or isinstance(self.pixels, Films):
+            return self.size
+        return int(self.pixels.shape[-1])
 
     def _before_draws(self) -> FixedView:
         """What a loader process does with an image that a device will crop and augment."""
@@ -400,11 +408,11 @@ class CxrDataModule(L.LightningDataModule):
         return [self.evaluation_dataloader(part, view) for part in ("val", "test")]
 
     def facts(self) -> dict[str, Any]:
-        """Image and patient counts of each part, for the record."""
-        return {
-            part: {
-                "images": len(rows),
-                "patients": len(set(self.index.patient_ids[rows])),
-            }
+        """Image and patient counts of each part, for the record, and of pools that are matched by age and sex."""
+        found: dict[str, Any] = {
+            part: {"images": len(rows), "patients": len(set(self.index.patient_ids[rows]))}
             for part, rows in self.rows.items()
         }
+        if self.recipe.sampler == "matched":
+            found["matched"] = self._matched()[1]
+        return found

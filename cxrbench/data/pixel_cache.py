@@ -221,7 +221,7 @@ def _fill(read: ReadRow, count: int, sizes: list[Unfinished], progress: Progress
 
     # Pillow and OpenCV release the interpreter lock while they decode.
     with ThreadPoolExecutor(cores()) as pool:
-        for block in _blocks(min(size.rows or 0 for size in sizes), count):
+        for block in blocks(min(size.rows or 0 for size in sizes), count):
             for _ in pool.map(one, block):
                 pass
             for size in sizes:
@@ -230,7 +230,8 @@ def _fill(read: ReadRow, count: int, sizes: list[Unfinished], progress: Progress
                 progress(block.stop, count)
 
 
-def _blocks(start: int, count: int) -> Iterator[range]:
+def blocks(start: int, count: int) -> Iterator[range]:
+    """Rows between two flushes, from a row on."""
     for first in range(start, count, BLOCK):
         yield range(first, min(first + BLOCK, count))
 

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from cxrbench.core.errors import DataError
 from cxrbench.core.patience import patient
+from cxrbench.core.spec import Reading
 
 Grey = npt.NDArray[np.uint8]
 MAX_PIXELS = 64_000_000
@@ -106,8 +107,36 @@ def _from_deep(values: npt.NDArray[Any], path: Path) -> Grey:
 
 def resize(image: Grey, size: int) -> Grey:
     """[H, W] squeezed to [size, size]; area averaging when shrinking, linear when growing."""
-    if image.shape == (size, size):
+    return _resized(image, size, size)
+
+
+def read_at(image: Grey, side: int, reading: Reading) -> Grey:
+    """[H, W] as `reading` has it: [side, side], or with `short_side` [h, w] whose shorter side is `side`."""
+    if reading == "squeeze":
+        return resize(image, side)
+    height, width = kept_shape(image.shape, side)
+    whole = _resized(image, height, width)
+    if reading == "short_side":
+        return whole
+    top, left = centre_of((height, width), side)
+    return whole[top : top + side, left : left + side]
+
+
+def kept_shape(shape: tuple[int, ...], side: int) -> tuple[int, int]:
+    """(height, width) of a film [H, W] whose shorter side is scaled to `side`, to the nearest pixel."""
+    height, width = shape
+    short = min(height, width)
+    return round(height * side / short), round(width * side / short)
+
+
+def centre_of(shape: tuple[int, int], side: int) -> tuple[int, int]:
+    """(top, left) of the square in the middle of a film whose shorter side is `side`."""
+    return (shape[0] - side) // 2, (shape[1] - side) // 2
+
+
+def _resized(image: Grey, height: int, width: int) -> Grey:
+    if image.shape == (height, width):
         return image
-    shrinks = image.shape[0] * image.shape[1] > size * size
+    shrinks = image.shape[0] * image.shape[1] > height * width
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (size, size), interpolation=method), dtype=np.uint8)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), dtype=np.uint8)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed
 
 from cxrbench.core.errors import ConfigError, DataError
-from cxrbench.core.spec import MethodParams, Preset
+from cxrbench.core.spec import MethodParams, Preset, Reading
 from cxrbench.core.stage import DataView, Stage, fit
 from cxrbench.methods.optimisers import build_optimiser
 from cxrbench.metrics.classification import roc_auc
@@ -23,12 +23,14 @@ from cxrbench.nn.losses import masked_bce
 
 class Batch(TypedDict):
     """What the loaders give: uint8 `image` [B, 1, S, S] or ten crops [B, 10, 1, S, S], `target` and
-    `known` [B, K], `row` [B]; of a part of a batch `known_count` [], for `masked_bce`."""
+    `known` [B, K], `row` [B]; of a part of a batch `known_count` [], for `masked_bce`; of methods
+    that read masks `mask` uint8 [B, 1, S, S], 255 inside the lungs."""
 
     image: Tensor
     target: Tensor
     known: Tensor
     row: Tensor
+    mask: NotRequired[Tensor]
     known_count: NotRequired[Tensor]
 
 
@@ -119,6 +121,16 @@ class Method(L.LightningModule):
         return params.recipe.load, params.recipe.size
 
     @classmethod
+    def reading(cls, params: Any) -> Reading:
+        """How films that are no squares are read at `image_size`; `short_side` needs views that are crops."""
+        return "squeeze"
+
+    @classmethod
+    def reads_masks(cls, params: Any) -> bool:
+        """Whether batches carry lung masks and boxes with these parameters."""
+        return cls.needs_masks
+
+    @classmethod
     def without_weights(cls, params: Any) -> Any:
         """The parameters of a module whose weights are loaded afterwards, so need not be fetched."""
         return params
@@ -181,9 +193,17 @@ class Classifier(Method):
         """Images [B, 1, S, S] in [0, 1] to logits [B, K]."""
         raise NotImplementedError
 
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits [B, K] of a batch; those of ten crops are averaged in float32."""
+        image = to_unit(batch["image"])
+        found: Tensor = self(image.flatten(0, 1) if image.ndim == 5 else image)
+        if image.ndim == 5:
+            found = found.float().view(image.shape[0], image.shape[1], -1).mean(dim=1)
+        return found
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, which is minimised, and any terms of it that are worth a column in the log."""
-        logits = self(to_unit(batch["image"]))
+        logits = self.logits(batch)
         count = batch.get("known_count")
         return {"loss": masked_bce(logits, batch["target"], batch["known"], count)}
 
@@ -191,7 +211,7 @@ class Classifier(Method):
         return self.losses(batch)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits = self(to_unit(batch["image"])).float()
+        logits = self.logits(batch).float()
         self._validation.append((batch["row"], logits, batch["target"], batch["known"]))
 
     def on_validation_epoch_end(self) -> None:
@@ -216,12 +236,7 @@ class Classifier(Method):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Probabilities [B, K] float64; ten crops are averaged as logits."""
-        image = to_unit(batch["image"])
-        views = image.flatten(0, 1) if image.ndim == 5 else image
-        logits = self(views).float()
-        if image.ndim == 5:
-            logits = logits.view(image.shape[0], image.shape[1], -1).mean(dim=1)
-        return torch.sigmoid(logits.double().cpu())
+        return torch.sigmoid(self.logits(batch).double().cpu())
 
 
 def global_batch(module: Method, batch: Batch, *names: str) -> tuple[slice, list[Tensor]]:

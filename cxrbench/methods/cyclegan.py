@@ -15,17 +15,20 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cxrbench.core.spec import Augment, MethodParams, Recipe
+from cxrbench.core.errors import DataError
+from cxrbench.core.frozen import unless_set
+from cxrbench.core.spec import Augment, MethodParams, Reading, Recipe
 from cxrbench.core.stage import DataView, Stage, compute, fit, transform
-from cxrbench.methods.base import Classifier, weights_in
-from cxrbench.methods.cyclegan_training import PAPER, CycleGANTraining, TrainingParams
+from cxrbench.methods.base import Batch, Classifier, weights_in
+from cxrbench.methods.cyclegan_training import PAPER, REPORTED, CycleGANTraining, TrainingParams
 from cxrbench.methods.densenet121 import QUICK as QUICK_CLASSIFIER
 from cxrbench.methods.densenet121 import TUNED as TUNED_CLASSIFIER
 from cxrbench.methods.densenet121 import BackboneParams, DenseNet121
+from cxrbench.methods.fresh_decoder import DecoderParams, FreshDecoder
 from cxrbench.methods.steganography import Steganography, SteganographyParams
-from cxrbench.methods.translation import Translate, TranslateParams, grey, signed
+from cxrbench.methods.translation import FilmParams, Translate, TranslateParams, grey, signed
 from cxrbench.methods.translation_report import TranslationReport, TranslationReportParams
-from cxrbench.nn.backbones import load_whole
+from cxrbench.nn.backbones import load_whole, to_unit
 
 LEAST_RESIDUAL = 1e-6  # of the grey range: its logarithm is taken
 
@@ -61,22 +64,49 @@ ALONE = Recipe(
 )
 
 
+# The U-Nets that know no secret: as quick as they can learn.
+DECODERS = Recipe(
+    batch_size=8,
+    learning_rate=1e-3,
+    schedule="cosine",
+    train_view="resize",
+    sampler="balanced",
+)
+
+
 class CycleGANParams(MethodParams):
     """What of a film's change is its score, the training of the generators, and who judges them afterwards.
 
     The classifier that looks at translated films is the DenseNet121 baseline, one training with it. The
-    independent decoder of the steganography report is a second training of the generators, as long as
-    the first, so it is made only where it is asked for.
+    independent decoders of the steganography report are a second training of the generators (`second_pair`), as long
+    as the first, and U-Nets that learn for so many epochs (`fresh_decoder`), each made only where it is asked for.
     """
 
-    statistic: Literal["mean", "p95"] = "mean"  # over the pixels of |film - film made healthy|
+    # Over the pixels of |film - film made healthy|; `lungs` is the mean inside the lungs, of data sets with masks.
+    statistic: Literal["mean", "p95", "lungs"] = "mean"
     translators: TrainingParams = TrainingParams()
     classifier: BackboneParams = BackboneParams()
     second_pair: bool = False
+    fresh_decoder: int = Field(0, ge=0, exclude_if=unless_set)  # epochs; 0: none
     report_films: int = Field(400, ge=2)  # of a domain, at most
     hidden_films: int = Field(16, ge=2)  # of a domain, that are searched for hidden messages
     attack_steps: int = Field(10, ge=1)  # of a search for what steers a translation
     recipe: Recipe = ALONE
+
+    def films_read(self) -> FilmParams:
+        """How translated films are read: at the size of the generators' windows."""
+        gan = self.translators
+        return FilmParams(
+            generator=gan.generator, size=gan.recipe.size, keep_aspect=gan.keep_aspect
+        )
+
+    def decoders(self, films: FilmParams) -> DecoderParams:
+        """The training of `fresh_decoder` epochs on films that are read so; ConfigError for sides of no U-Net."""
+        sides = {"size": films.size, "load": films.size, "epochs": self.fresh_decoder}
+        precision = self.translators.recipe.precision
+        recipe = DECODERS.model_copy(update={**sides, "precision": precision})
+        given = {"films": films.model_dump(), "recipe": recipe.model_dump()}
+        return DecoderParams.parse(given, where="params.fresh_decoder (0 for none)")
 
 
 class CycleGAN(Classifier):
@@ -93,7 +123,7 @@ class CycleGAN(Classifier):
     Params = CycleGANParams
     params: CycleGANParams
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {},
+        "paper": {"translators": REPORTED, "fresh_decoder": 20},
         "code": {"translators": {"recipe": {**PAPER.model_dump(), "load": 286}}},
         "tuned": {
             "translators": {
@@ -142,37 +172,50 @@ class CycleGAN(Classifier):
     def view(cls, data: DataView, params: CycleGANParams) -> DataView:
         """Every film as `to_healthy` makes it: without what the generator takes for disease."""
         gan = params.translators
-        change = TranslateParams(generator=gan.generator, size=gan.recipe.size)
+        change = TranslateParams(**params.films_read().model_dump())
         return transform(Translate, data, change, translators=fit(CycleGANTraining, data, gan))
 
     @classmethod
     def analyses(cls, data: DataView, params: CycleGANParams, model: Stage) -> Mapping[str, Stage]:
         """What is changed, and whether the pair hides messages from itself, on the test films."""
         gan, trained = params.translators, model.inputs["translators"]
-        side = gan.recipe.size
+        films = params.films_read()
+        read = films.model_dump()
+        pair = {"translators": trained}
+        others: dict[str, Stage] = {}
+        if params.second_pair:
+            another = replace(data, root_seed=data.root_seed + 1)
+            others["other"] = fit(CycleGANTraining, another, gan)
+        decoders = params.decoders(films) if params.fresh_decoder else None
+        if decoders is not None:
+            others["decoders"] = fit(FreshDecoder, data, decoders, translators=trained)
         report = TranslationReportParams(
-            generator=gan.generator,
-            size=side,
+            **read,
             classifier=params.classifier,
             films=params.report_films,
         )
         look = SteganographyParams(
-            generator=gan.generator,
-            size=side,
+            **read,
             films=params.hidden_films,
             attacked=max(1, params.hidden_films // 4),
             attack_steps=params.attack_steps,
+            decoders=decoders,
         )
         classifier = fit(DenseNet121, data, params.classifier)
-        other = replace(data, root_seed=data.root_seed + 1)
-        second = {"other": fit(CycleGANTraining, other, gan)} if params.second_pair else {}
-        pair = {"translators": trained}
         return {
             "translation": compute(
                 TranslationReport, data, report, part="test", classifier=classifier, **pair
             ),
-            "steganography": compute(Steganography, data, look, part="test", **pair, **second),
+            "steganography": compute(Steganography, data, look, part="test", **pair, **others),
         }
+
+    @classmethod
+    def reading(cls, params: CycleGANParams) -> Reading:
+        return "centre" if params.translators.keep_aspect else "squeeze"
+
+    @classmethod
+    def reads_masks(cls, params: CycleGANParams) -> bool:
+        return params.statistic == "lungs"
 
     def receive(self, inputs: Mapping[str, Path]) -> None:
         weights = weights_in(inputs["translators"])
@@ -180,15 +223,32 @@ class CycleGAN(Classifier):
         own = {n.removeprefix(name): t for n, t in weights.items() if n.startswith(name)}
         load_whole(self.to_healthy, own, source="the CycleGAN's training")
 
-    def residual(self, image: Tensor) -> Tensor:
-        """Films [B, 1, S, S] in [0, 1] to how much each is changed [B], a share of the grey range; float32."""
+    def residual(self, image: Tensor, lungs: Tensor | None = None) -> Tensor:
+        """Films [B, 1, S, S] in [0, 1] to how much each is changed [B], a share of the grey range; float32.
+
+        `lungs` [B, 1, S, S], above 0 inside, for the statistic of that name. DataError for a film without any.
+        """
         with torch.no_grad(), torch.autocast(device_type=image.device.type, enabled=False):
             made = self.to_healthy(signed(image, self.params.translators.generator.channels))
             change = (image - grey(made)).abs().flatten(1)
-            return (
-                change.mean(1) if self.params.statistic == "mean" else change.quantile(0.95, dim=1)
-            )
+            if self.params.statistic == "p95":
+                return change.quantile(0.95, dim=1)
+            if self.params.statistic == "mean":
+                return change.mean(1)
+            if lungs is None:
+                raise DataError("statistic lungs: these films come without masks of the lungs")
+            inside = (lungs > 0).flatten(1).float()
+            if not inside.any(1).all():
+                raise DataError("statistic lungs: a film shows no lung; choose mean or p95")
+            return (change * inside).sum(1) / inside.sum(1)
+
+    def logits(self, batch: Batch) -> Tensor:
+        image = to_unit(batch["image"])
+        return self._from_residual(self.residual(image, batch.get("mask")))
 
     def forward(self, image: Tensor) -> Tensor:
-        size = self.residual(image).clamp(min=LEAST_RESIDUAL).log()
+        return self._from_residual(self.residual(image))
+
+    def _from_residual(self, residual: Tensor) -> Tensor:
+        size = residual.clamp(min=LEAST_RESIDUAL).log()
         return self.log_slope.exp() * size[:, None] + self.offset

@@ -16,7 +16,7 @@ from torch import Tensor
 from cxrbench.core.stage import DataView, Stage, fit
 from cxrbench.methods.base import Batch
 from cxrbench.methods.cyclegan import CycleGAN
-from cxrbench.methods.cyclegan_training import CycleGANTraining, TrainingParams
+from cxrbench.methods.cyclegan_training import REPORTED, CycleGANTraining, TrainingParams
 from cxrbench.methods.densenet121 import QUICK, TUNED, BackboneClassifier, BackboneParams
 from cxrbench.methods.translation import NORMAL, Domain, Translators, domains, load_translators
 from cxrbench.nn.backbones import to_unit
@@ -53,7 +53,7 @@ class CycleGANAugmented(BackboneClassifier):
     Params = AugmentedParams
     params: AugmentedParams
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {},
+        "paper": {"translators": REPORTED},
         "tuned": {
             "translators": CycleGAN.presets["tuned"]["translators"],
             "recipe": TUNED.model_dump(),

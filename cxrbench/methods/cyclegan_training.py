@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from cxrbench.core.errors import DataError
-from cxrbench.core.spec import Augment, MethodParams, Recipe
+from cxrbench.core.frozen import unless_set
+from cxrbench.core.spec import Augment, MethodParams, Reading, Recipe
 from cxrbench.methods.base import Batch, Method
 from cxrbench.methods.optimisers import build_optimiser
 from cxrbench.methods.translation import Domain, GeneratorParams, domains, signed
@@ -32,8 +33,8 @@ from cxrbench.nn.resnet_generator import SCALE
 BETAS = (0.5, 0.999)  # of Adam
 OTHER: dict[Domain, Domain] = {"healthy": "sick", "sick": "healthy"}
 
-# A batch of two is one film of each domain on average: see `CycleGANTraining`. 283 px is the report's short
-# side; the readers give squares, so here the whole film is squeezed to 283 x 283 before the crop.
+# A batch of two is one film of each domain on average: see `CycleGANTraining`. 283 px is the side before the crop: the
+# short one in the report, of a film that keeps its shape (`keep_aspect`, as in the preset `paper`), both elsewhere.
 PAPER = Recipe(
     epochs=200,
     batch_size=2,
@@ -57,6 +58,8 @@ class TrainingParams(MethodParams):
     noise: float = Field(0.0, ge=0)  # std, in [-1, 1], of noise on a made film before it goes back
     guess_weight: float = Field(0.0, ge=0)  # of a judge that tells films from their reconstructions
     constant_share: float = Field(0.5, ge=0, le=1)  # of the epochs, before the rate falls to 0
+    # `recipe.load` is the short side and windows lie anywhere in the film; else it is squeezed to a square.
+    keep_aspect: bool = Field(False, exclude_if=unless_set)
     recipe: Recipe = PAPER
 
     @model_validator(mode="after")
@@ -65,7 +68,20 @@ class TrainingParams(MethodParams):
             raise ValueError(
                 f"recipe.size {self.recipe.size}: generators need multiples of {SCALE}"
             )
+        views = self.recipe.train_view, self.recipe.validation_view
+        if self.keep_aspect and views != ("random_crop", "center_crop"):
+            raise ValueError(
+                f"keep_aspect: films are no squares, so recipe.train_view must be random_crop and "
+                f"recipe.validation_view center_crop (now {' and '.join(views)})"
+            )
         return self
+
+
+# As the report has it: short side 283, a window of 256 anywhere.
+REPORTED: dict[str, Any] = {
+    "keep_aspect": True,
+    "recipe": {**PAPER.model_dump(), "validation_view": "center_crop"},
+}
 
 
 class CycleGANTraining(Method):
@@ -96,6 +112,10 @@ class CycleGANTraining(Method):
         # Each rank has its own; they travel in the training state.
         self.pools = {domain: ImagePool(params.pool) for domain in OTHER}
         self._validation: list[Tensor] = []  # of (row, error), [n, 2]
+
+    @classmethod
+    def reading(cls, params: TrainingParams) -> Reading:
+        return "short_side" if params.keep_aspect else "squeeze"
 
     @property
     def monitor(self) -> str:
@@ -183,17 +203,8 @@ class CycleGANTraining(Method):
         self._validation.append(torch.stack([batch["row"].double(), error], dim=1))
 
     def on_validation_epoch_end(self) -> None:
-        found = torch.cat(self._validation)
+        self.log("val_loss", mean_once(self, self._validation))
         self._validation.clear()
-        if self.trainer.world_size > 1:
-            every = self.all_gather(found)
-            assert isinstance(every, Tensor)
-            found = every.flatten(0, 1)
-        # Padding under DDP repeats images: each counts once.
-        once = {int(row): error for row, error in found.tolist() if error == error}
-        if not once:
-            raise DataError("no film of the validation part is known to be healthy or sick")
-        self.log("val_loss", torch.tensor(list(once.values())).mean())
         self.log("val_epoch", float(self.current_epoch))
 
     def configure_optimizers(self) -> Any:
@@ -232,6 +243,22 @@ class CycleGANTraining(Method):
         mine = saved[self.trainer.global_rank % len(saved)]
         for domain, pool in self.pools.items():
             pool.restore(mine[domain])
+
+
+def mean_once(module: Method, parts: list[Tensor]) -> Tensor:
+    """The mean error of films by (row, error) [n, 2] of all ranks, NaN where it is not known; each film counts once.
+
+    Padding under DDP repeats images. DataError when no film's error is known.
+    """
+    found = torch.cat(parts)
+    if module.trainer.world_size > 1:
+        every = module.all_gather(found)
+        assert isinstance(every, Tensor)
+        found = every.flatten(0, 1)
+    once = {int(row): error for row, error in found.tolist() if error == error}
+    if not once:
+        raise DataError("no film of the validation part is known to be healthy or sick")
+    return torch.tensor(list(once.values())).mean()
 
 
 def shares_of(counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,13 +15,16 @@ from pydantic import Field
 from torch import Tensor
 
 from cxrbench.core.contract import Computation
-from cxrbench.core.frozen import Frozen
+from cxrbench.core.frozen import unless_set
+from cxrbench.core.spec import Reading
+from cxrbench.methods.fresh_decoder import DecoderParams, load_decoders
 from cxrbench.methods.sheets import Cell, Shown, bars, beside, contact_sheet, plot, write_gallery
 from cxrbench.methods.steganography_tests import (
     HIGH,
     Cycle,
     Trial,
     corruption_sweep,
+    fresh_decoder,
     linear_decoder,
     locality,
     noise_curve,
@@ -32,7 +35,7 @@ from cxrbench.methods.steganography_tests import (
 )
 from cxrbench.methods.translation import (
     Domain,
-    GeneratorParams,
+    FilmParams,
     Translators,
     grey,
     load_translators,
@@ -40,7 +43,6 @@ from cxrbench.methods.translation import (
     to_pixels,
 )
 from cxrbench.methods.translation_report import OTHER, choose_domains, clahe
-from cxrbench.nn.resnet_generator import SCALE
 
 SHOWN = 2  # films a direction in the gallery
 DOMAINS: tuple[Domain, Domain] = ("sick", "healthy")
@@ -52,21 +54,20 @@ ACROSS = {
 }
 
 
-class SteganographyParams(Frozen):
+class SteganographyParams(FilmParams):
     """The generators, the side at which films are read, and how much is spent.
 
     `films` is the most of a domain. Locality is tried with patches changed by up to `patch_level` grey levels, targeted attacks
     on `attacked` films with `attack_steps` a radius; a film gives in when no more than `tolerance` of the first error
-    is left.
+    is left. `decoders` are those of the input of that name.
     """
 
-    generator: GeneratorParams = GeneratorParams()
-    size: int = Field(256, ge=SCALE, multiple_of=SCALE)
     films: int = Field(16, ge=2)
     patch_level: float = Field(8.0, gt=0)
     attacked: int = Field(4, ge=1)
     attack_steps: int = Field(10, ge=1)
     tolerance: float = Field(0.5, gt=0, lt=1)
+    decoders: DecoderParams | None = Field(None, exclude_if=unless_set)
 
 
 class Found(NamedTuple):
@@ -81,7 +82,8 @@ class Found(NamedTuple):
 class Steganography(Computation):
     """Whether a cycle hides films in their translations: a `compute` stage on test films.
 
-    Inputs: `translators`, the training of the generators, and maybe `other`, that of another seed. Facts by the domain
+    Inputs: `translators`, the training of the generators, and maybe `other`, that of another seed, and `decoders`, a
+    training of `FreshDecoder`. Facts by the domain
     of the film that would be hidden ("sick": sick films made healthy and sick again), each beside the same of
     real films of the other domain, where nobody has written:
 
@@ -91,7 +93,7 @@ class Steganography(Computation):
     4. `spectrum`: the share of a film's power above 0.25 cycles a pixel, and `excess`, the generated over the real.
     5. `locality`: the share of a patch's effect that is outside the patch, and far from it.
     6. `targeted`: the largest change in grey levels that a real film needs to be read as another given film.
-    7. `other_seed` and `linear_decoder`: what decoders that know no secret read; `hidden` is how much less that is.
+    7. `other_seed`, `fresh_decoder` and `linear_decoder`: what decoders that know no secret read; `hidden` is how much less that is.
     """
 
     name = "steganography"
@@ -102,6 +104,9 @@ class Steganography(Computation):
     def image_size(self) -> int:
         return self.params.size
 
+    def reading(self) -> Reading:
+        return self.params.reading
+
     @torch.no_grad()  # no inference mode: the attack needs gradients
     def compute(
         self, images: Any, targets: Any, inputs: Mapping[str, Path], out: Path, seed: int
@@ -109,12 +114,14 @@ class Steganography(Computation):
         """Leaves a sheet a test and `gallery.json`; DataError without both domains."""
         p = self.params
         pair = load_translators(p.generator, inputs["translators"], self.device)
-        other = None
+        others: dict[str, Any] = {}
         if "other" in inputs:
-            other = load_translators(p.generator, inputs["other"], self.device)
+            others["other"] = load_translators(p.generator, inputs["other"], self.device)
+        if p.decoders is not None:
+            others["decoders"] = load_decoders(p.decoders, inputs["decoders"], self.device)
         chosen = choose_domains(images, targets, p.films, seed)
         films = {d: self._signed(np.array(images[rows])) for d, rows in chosen.items()}
-        found = {d: self._direction(pair, other, films, d, seed) for d in DOMAINS}
+        found = {d: self._direction(pair, others, films, d, seed) for d in DOMAINS}
         self._draw(found, out)
         return {
             "films": {d: len(rows) for d, rows in chosen.items()},
@@ -128,7 +135,7 @@ class Steganography(Computation):
     def _direction(
         self,
         pair: Translators,
-        other: Translators | None,
+        others: Mapping[str, Any],
         films: Mapping[Domain, Tensor],
         domain: Domain,
         seed: int,
@@ -155,8 +162,11 @@ class Steganography(Computation):
                 grey(trial.made), grey(trial.returned), grey(x), seed=seed
             ),
         }
-        if other is not None:
-            facts["other_seed"] = other_seed(cycle, _cycle(other, domain), x)
+        if "other" in others:
+            facts["other_seed"] = other_seed(cycle, _cycle(others["other"], domain), x)
+        if "decoders" in others:
+            shown = grey(trial.made), grey(trial.returned), grey(x)
+            facts["fresh_decoder"] = fresh_decoder(others["decoders"][domain], *shown)
         maps: list[Cell] = [_effect(map_, name, domain) for name, (_, map_) in seen.items()]
         return Found(facts, _panels(trial, domain), maps, spectra)
 
@@ -280,7 +290,11 @@ def _left(found: Found) -> list[tuple[float, float]]:
 
 def _decoders(found: Found, domain: Domain) -> dict[str, dict[str, float]]:
     """Errors of a stranger and of the pair's own generator on the same films, by stranger."""
-    named = {"a filter of 7 x 7 pixels": "linear_decoder", "a pair of another seed": "other_seed"}
+    named = {
+        "a filter of 7 x 7 pixels": "linear_decoder",
+        "a fresh U-Net": "fresh_decoder",
+        "a pair of another seed": "other_seed",
+    }
     rows = {f"{domain} films, {name}": found.facts.get(key, {}) for name, key in named.items()}
     return {
         name: {"own generator": row["error"], "stranger": row["others_error"]}

@@ -317,6 +317,18 @@ def other_seed(cycle: Cycle, other: Cycle, x: Tensor) -> dict[str, float]:
     return {"error": own, "others_error": others, "hidden": others - own, "others_own": others_own}
 
 
+def fresh_decoder(net: Net, made: Tensor, returned: Tensor, x: Tensor) -> dict[str, Any]:
+    """What a network reads of translations that learned on others, under noise; films [N, 1, S, S] in [0, 1].
+
+    `hidden`: its error over that of `returned`, the generator's own reading. At most 0 where the translations show all
+    that the generator reads from them. `unchanged`: the error of the translations themselves; a network that is not
+    below it has learned nothing, and its gap says nothing.
+    """
+    read, own, unchanged = (float((a - x).abs().mean()) for a in (run(net, made), returned, made))
+    found = {"error": own, "others_error": read, "hidden": read - own, "unchanged": unchanged}
+    return {"films": len(x), **found}
+
+
 def linear_decoder(made: Tensor, returned: Tensor, x: Tensor, seed: int) -> dict[str, Any]:
     """What a decoder that cannot read a faint signal makes of g: a filter of 7 x 7 pixels, by ridge regression.
 

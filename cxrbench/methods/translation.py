@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from cxrbench.core.contract import Transformation
 from cxrbench.core.errors import DataError
-from cxrbench.core.frozen import Frozen
+from cxrbench.core.frozen import Frozen, unless_set
+from cxrbench.core.spec import Reading
 from cxrbench.methods.base import weights_in
 from cxrbench.nn.backbones import load_whole, to_unit
 from cxrbench.nn.resnet_generator import SCALE, ResnetGenerator
@@ -124,11 +125,26 @@ def load_translators(params: GeneratorParams, folder: Path, device: str = "cpu")
     return Translators(params, *nets).to(device)
 
 
-class TranslateParams(Frozen):
-    """Which generator, of which size, and the side at which films are read and made."""
+class FilmParams(Frozen):
+    """Which generators, and how films are read for them: squeezed to a square of a side, or the middle of each.
+
+    The middle is the square in the middle of a film whose short side is `size`, for generators that were trained on
+    films that kept their shapes.
+    """
 
     generator: GeneratorParams = GeneratorParams()
     size: int = Field(256, ge=SCALE, multiple_of=SCALE)
+    keep_aspect: bool = Field(False, exclude_if=unless_set)
+
+    @property
+    def reading(self) -> Reading:
+        """As data sets know it."""
+        return "centre" if self.keep_aspect else "squeeze"
+
+
+class TranslateParams(FilmParams):
+    """And of which domain films are made."""
+
     towards: Domain = "healthy"
 
 
@@ -150,6 +166,9 @@ class Translate(Transformation):
 
     def image_size(self) -> int:
         return self.params.size
+
+    def reading(self) -> Reading:
+        return self.params.reading
 
     def open(self, inputs: Mapping[str, Path], device: str) -> None:
         self.device = device

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from cxrbench.metrics.classification import Ranking
 from cxrbench.metrics.frechet import fid, kid
 
 Pixels = npt.NDArray[np.uint8]
@@ -34,6 +35,43 @@ def residual(changes: Plane) -> dict[str, float]:
     """The mean over films of each film's mean change and of its 95th percentile."""
     high = np.quantile(changes.reshape(len(changes), -1), 0.95, axis=1)
     return {"films": len(changes), "mean": float(changes.mean()), "p95": float(high.mean())}
+
+
+def by_film(changes: Plane, lungs: Mask | None) -> dict[str, Numbers]:
+    """Statistics [N] of each film's change: `mean`, `p95`, and with masks [N, S, S] the same inside the `lungs`.
+
+    NaN inside the lungs of a film that shows none.
+    """
+    flat = changes.reshape(len(changes), -1)
+    found = {"mean": flat.mean(1), "p95": np.quantile(flat, 0.95, axis=1)}
+    if lungs is not None:
+        inside = [one[here] for one, here in zip(changes, lungs, strict=True)]
+        found["lungs"] = np.array([held.mean() if held.size else np.nan for held in inside])
+        found["lungs_p95"] = np.array(
+            [np.quantile(held, 0.95) if held.size else np.nan for held in inside]
+        )
+    return {name: values.astype(np.float64) for name, values in found.items()}
+
+
+def separation(sick: Numbers, healthy: Numbers) -> dict[str, Any]:
+    """How well a statistic tells sick films from healthy ones: AUC, PR-AUC, precision at 95 % recall (test threshold).
+
+    `floor` is the sick films' share, which precision has by chance. Films without the statistic (NaN) are left out.
+    """
+    kept = {"sick": sick[np.isfinite(sick)], "healthy": healthy[np.isfinite(healthy)]}
+    films = {domain: len(values) for domain, values in kept.items()}
+    if not all(films.values()):
+        return {"films": films}
+    target = np.repeat([1, 0], list(films.values()))
+    ranking = Ranking.of(target, np.concatenate(list(kept.values())))
+    point = ranking.precision_at_recall(0.95)
+    return {
+        "films": films,
+        "auc": ranking.roc_auc(),
+        "pr_auc": ranking.average_precision(),
+        "precision_at_95_recall": point.precision if point else None,
+        "floor": films["sick"] / sum(films.values()),
+    }
 
 
 # --- where it changes

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from cxrbench.core.contract import Computation
 from cxrbench.core.errors import DataError
-from cxrbench.core.frozen import Frozen
+from cxrbench.core.spec import Reading
 from cxrbench.methods.base import weights_in
 from cxrbench.methods.densenet121 import BackboneClassifier, BackboneParams
 from cxrbench.methods.sheets import TILE, Cell, Shown, contact_sheet, is_of_many, write_gallery
@@ -26,7 +26,7 @@ from cxrbench.methods.translation import (
     AT_ONCE,
     NORMAL,
     Domain,
-    GeneratorParams,
+    FilmParams,
     Translators,
     domains,
     grey,
@@ -42,6 +42,7 @@ from cxrbench.methods.translation_measures import (
     Rows,
     Verdicts,
     balanced_threshold,
+    by_film,
     change,
     distances,
     flips,
@@ -49,11 +50,11 @@ from cxrbench.methods.translation_measures import (
     mean_shift,
     pointing_game,
     residual,
+    separation,
 )
 from cxrbench.metrics.classification import roc_auc
 from cxrbench.metrics.spread import spread
 from cxrbench.nn.backbones import load_whole
-from cxrbench.nn.resnet_generator import SCALE
 
 ENLARGED = (
     1024  # the side to which the paper enlarges films, bicubic, before it takes their difference
@@ -63,15 +64,13 @@ CLIP, GRID = 8.0, 8  # of the adaptive histogram equalisation: limit of the cont
 OTHER: dict[Domain, Domain] = {"healthy": "sick", "sick": "healthy"}
 
 
-class TranslationReportParams(Frozen):
+class TranslationReportParams(FilmParams):
     """The generators, the side at which films are read, and the classifier that looks at them, if any.
 
     `films` is the most of a domain that is measured, drawn by the stage's seed. The classifier is given the same
     films at its recipe's `size`.
     """
 
-    generator: GeneratorParams = GeneratorParams()
-    size: int = Field(256, ge=SCALE, multiple_of=SCALE)
     classifier: BackboneParams | None = None
     films: int = Field(400, ge=2)
 
@@ -93,6 +92,8 @@ class TranslationReport(Computation):
 
     - `films`: how many of each domain were measured.
     - `residual`: |film - film made healthy| by domain; a translation that sees disease changes the sick more.
+    - `scores`: each film's residual as a score of "sick": AUC, PR-AUC and precision at 95 % recall of its mean, its 95th
+      percentile, and both inside the lungs (`lungs`, `lungs_p95`; `{"missing": why}` where nobody knows the lungs).
     - `boxes`: of sick films, that change inside the boxes of their findings against outside, within the lungs where
       these are known. `same_boxes_of_healthy_films` is the control: a place may change for what it always is.
     - `pointing`: how often the highest place of the change is in a box, beside chance.
@@ -103,12 +104,15 @@ class TranslationReport(Computation):
     """
 
     name = "translation-report"
-    version = 2
+    version = 3
     Params = TranslationReportParams
     params: TranslationReportParams
 
     def image_size(self) -> int:
         return self.params.size
+
+    def reading(self) -> Reading:
+        return self.params.reading
 
     @torch.inference_mode()
     def compute(
@@ -124,7 +128,7 @@ class TranslationReport(Computation):
         }
         healthy = crossings["healthy"]
         again = to_pixels(_translated(translators.to_healthy, _signed(healthy.films, translators)))
-        changes = {
+        changes: dict[Domain, npt.NDArray[np.float32]] = {
             "sick": change(crossings["sick"].films, crossings["sick"].made),
             "healthy": change(healthy.films, again),
         }
@@ -132,6 +136,7 @@ class TranslationReport(Computation):
         facts: dict[str, Any] = {
             "films": {domain: len(rows) for domain, rows in chosen.items()},
             "residual": {domain: residual(moved) for domain, moved in changes.items()},
+            "scores": _scores(changes, images, chosen),
         }
         if marks is not None:
             facts |= _located(changes, marks, {d: tissue_of(images, r) for d, r in chosen.items()})
@@ -221,16 +226,34 @@ def finding_marks(images: Any, rows: Rows) -> list[Marks] | None:
     return [every[row] for row in rows]
 
 
+def lungs_of(images: Any, rows: Rows) -> Mask | None:
+    """The lungs [N, S, S] of some of the images; None where nobody knows them."""
+    return np.asarray(images.masks()[rows] > 127) if images.has_masks else None
+
+
 def tissue_of(images: Any, rows: Rows) -> Mask:
     """The lungs [N, S, S] of some of the images; without masks, all of each film."""
-    if images.has_masks:
-        return np.asarray(images.masks()[rows] > 127)
+    lungs = lungs_of(images, rows)
+    if lungs is not None:
+        return lungs
     side = images[rows[:1]].shape[-1]
     return np.ones((len(rows), side, side), dtype=np.bool_)
 
 
+def _scores(
+    changes: Mapping[Domain, npt.NDArray[np.float32]], images: Any, chosen: Mapping[Domain, Rows]
+) -> dict[str, Any]:
+    """How well each statistic of the residual tells sick films from healthy ones."""
+    sick, healthy = (by_film(changes[d], lungs_of(images, chosen[d])) for d in ("sick", "healthy"))
+    found = {name: separation(values, healthy[name]) for name, values in sick.items()}
+    if not images.has_masks:
+        missing = {"missing": "lung masks, which this data set or view of it does not have"}
+        found |= {"lungs": missing, "lungs_p95": missing}
+    return found
+
+
 def _located(
-    changes: Mapping[str, npt.NDArray[np.float32]],
+    changes: Mapping[Domain, npt.NDArray[np.float32]],
     marks: Sequence[Marks],
     tissue: Mapping[Domain, Mask],
 ) -> dict[str, Any]:

@@ -8,11 +8,13 @@ import numpy.typing as npt
 import torch
 
 from cxrbench.core.columns import FILE
-from cxrbench.core.contract import Computation, Transformation
+from cxrbench.core.contract import Computation, Transformation, reading_of
 from cxrbench.core.registry import load_target
+from cxrbench.core.spec import Reading
 from cxrbench.core.stage import DataView, Stage
 from cxrbench.data.base import FindingBox
 from cxrbench.data.module import CxrDataModule
+from cxrbench.data.pixels import centre_of, kept_shape
 from cxrbench.data.splits import PARTS
 from cxrbench.methods.base import Method
 from cxrbench.runner.context import Context, Material
@@ -30,10 +32,15 @@ class ChosenImages:
     """
 
     def __init__(
-        self, material: Material, rows: npt.NDArray[np.int64], view: DataView, context: Context
+        self,
+        material: Material,
+        rows: npt.NDArray[np.int64],
+        view: DataView,
+        context: Context,
+        reading: Reading = "squeeze",
     ) -> None:
-        self._pixels, self.rows = material.pixels, rows
-        self._view, self._context = view, context
+        self._pixels, self.rows = material.squares, rows
+        self._view, self._context, self._reading = view, context, reading
         self.dataset = material.opened.cls
         self.index = material.opened.index.select(np.isin(np.arange(len(material.parts)), rows))
         self.has_masks = bool(self.dataset.has_masks) and view.images is None
@@ -41,12 +48,31 @@ class ChosenImages:
     def masks(self) -> npt.NDArray[np.uint8]:
         """The lungs of the images [N, S, S]: 255 inside. Raw images of data sets with masks only."""
         side = self._pixels.shape[-1]
-        return np.asarray(self._context.masks(self._view, side)[self.rows])
+        return np.asarray(self._context.masks(self._view, side, self._reading)[self.rows])
 
     def boxes(self) -> list[list[FindingBox]] | None:
         """The boxes around findings of the images; None where there are none, or no raw images."""
         found: list[list[FindingBox]] | None = self.dataset.finding_boxes(self.index)
-        return None if self._view.images else found
+        if self._view.images or found is None:
+            return None
+        if self.dataset.squares(self._reading) or self._reading == "squeeze":
+            return found
+        return [self._in_the_middle(row, boxes) for row, boxes in enumerate(found)]
+
+    def _in_the_middle(self, row: int, boxes: list[FindingBox]) -> list[FindingBox]:
+        """Boxes in shares of the square in the middle of a film; those that are wholly beside it are left out."""
+        if not boxes:
+            return []
+        side = self._pixels.shape[-1]
+        height, width = kept_shape(self.dataset.read_film(self.index, row).shape, side)
+        top, left = centre_of((height, width), side)
+        kept = []
+        for name, (x0, y0, x1, y1) in boxes:
+            edges = [x0 * width - left, y0 * height - top, x1 * width - left, y1 * height - top]
+            a, b, c, d = (min(max(edge / side, 0.0), 1.0) for edge in edges)
+            if a < c and b < d:
+                kept.append((name, (a, b, c, d)))
+        return kept
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -65,7 +91,10 @@ def data_module(stage: Stage, context: Context) -> tuple[CxrDataModule, list[str
     cls: type[Method] = load_target(stage.target)
     params = cls.Params.parse(dict(stage.params), where=stage.key)
     load, size = cls.image_size(params)
-    material = context.material(stage.data, load)
+    material = context.material(stage.data, load, cls.reading(params))
+    masks = None
+    if cls.reads_masks(params):
+        masks = context.masks(stage.data, load, cls.reading(params))
     data = CxrDataModule(
         material.opened.index,
         material.pixels,
@@ -75,7 +104,7 @@ def data_module(stage: Stage, context: Context) -> tuple[CxrDataModule, list[str
         seed=stage.seed,
         workers=context.execution.workers,
         fit_part=stage.part,
-        masks=context.masks(stage.data, load) if cls.needs_masks else None,
+        masks=masks,
     )
     return data, material.skipped
 
@@ -118,12 +147,13 @@ def run_compute(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     cls = load_target(stage.target)
     computation: Computation = cls(cls.Params.parse(dict(stage.params), where=stage.key))
     computation.device = device_of(context)
-    material = context.material(stage.data, computation.image_size())
+    reading = reading_of(computation)
+    material = context.material(stage.data, computation.image_size(), reading)
     wanted = PARTS if stage.part == "all" else (stage.part,)
     rows = np.flatnonzero(np.isin(material.parts.astype(str), wanted))
     inputs = {name: context.artefact(parent) for name, parent in stage.inputs.items()}
     targets = material.opened.index.targets[rows]
-    chosen = ChosenImages(material, rows, stage.data, context)
+    chosen = ChosenImages(material, rows, stage.data, context, reading)
     return computation.compute(chosen, targets, inputs, out, stage.seed)
 
 
@@ -138,12 +168,12 @@ def open_transformation(stage: Stage, context: Context) -> Transformation:
 def run_transform(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     """Every image rewritten: `images.npy` uint8 [N, T, T]."""
     change = open_transformation(stage, context)
-    material = context.material(stage.data, change.image_size())
-    count = len(material.pixels)
+    pixels = context.material(stage.data, change.image_size(), reading_of(change)).squares
+    count = len(pixels)
     images = None
     for start in range(0, count, CHUNK):
         with torch.inference_mode():
-            block = np.asarray(change(np.array(material.pixels[start : start + CHUNK])))
+            block = np.asarray(change(np.array(pixels[start : start + CHUNK])))
         if block.dtype != np.uint8 or block.ndim != 3:
             raise TypeError(
                 f"{stage.name}: gave {block.dtype} {block.shape}; expected uint8 [B, T, T]"

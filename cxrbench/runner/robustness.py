@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cxrbench.core.contract import Transformation
+from cxrbench.core.contract import Transformation, reading_of
 from cxrbench.core.errors import DataError
 from cxrbench.core.record import Record
 from cxrbench.core.registry import Registry
@@ -105,8 +105,15 @@ def _subject(record: Record, context: Context, images: int | None) -> Subject:
     module = load_module(model, context.artefact(model) / "model.safetensors")
     module.eval().to(device_of(context))
     load, _ = module.image_size(module.params)
+    if module.reads_masks(module.params):
+        raise DataError(
+            f"{record.id}: its score reads lung masks, which would not move with disturbed films"
+        )
     raw = replace(predictions.data, images=None)
-    material = context.material(raw, steps[0][1] if steps else load)
+    if steps:
+        material = context.material(raw, steps[0][1], reading_of(steps[0][0]))
+    else:
+        material = context.material(raw, load, module.reading(module.params))
     rows = np.flatnonzero(material.parts.astype(str) == "test")
     if images is not None:
         rows = rows[spread(len(rows), images)]
@@ -148,7 +155,7 @@ def _scored(subject: Subject, kind: str | None, level: float) -> dict[str, Any]:
 def _disturbed(
     subject: Subject, rows: npt.NDArray[np.int64], kind: str | None, level: float
 ) -> list[Grey]:
-    films = subject.material.pixels[rows]
+    films = subject.material.squares[rows]
     if kind is None:
         return list(films)
     change, names = DISTURBANCES[kind].change, subject.material.opened.index.image_ids

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from cxrbench.core.contract import reading_of
 from cxrbench.core.digest import digest
 from cxrbench.core.errors import ConfigError
 from cxrbench.core.registry import load_target
@@ -20,7 +21,7 @@ def sides_of(stages: Iterable[Stage]) -> Sides:
     """The sides at which stages read raw images; asks their classes, which for methods imports torch."""
     found: dict[str, set[int]] = {}
     keys: dict[int, str] = {}
-    asked: dict[tuple[str, int], int] = {}
+    asked: dict[tuple[str, int], int | None] = {}
     for stage in stages:
         view = stage.data
         if stage.kind == "score" or view.images is not None:
@@ -30,18 +31,22 @@ def sides_of(stages: Iterable[Stage]) -> Sides:
         one = (stage.target, id(stage.params))
         if one not in asked:
             asked[one] = side_of(stage)
-        found.setdefault(keys[id(view)], set()).add(asked[one])
+        side = asked[one]
+        if side is not None:
+            found.setdefault(keys[id(view)], set()).add(side)
     return {key: sorted(sides) for key, sides in found.items()}
 
 
-def side_of(stage: Stage) -> int:
-    """The side at which a stage reads images; ConfigError where its class does not say."""
+def side_of(stage: Stage) -> int | None:
+    """The side to which a stage has films squeezed, None where it keeps their shape; ConfigError where its class does not say."""
     cls: Any = load_target(stage.target)
     params = cls.Params.parse(dict(stage.params), where=stage.key)
     try:
         if stage.kind in ("compute", "transform"):
-            return int(cls(params).image_size())
-        return int(cls.image_size(params)[0])
+            reader = cls(params)
+            return int(reader.image_size()) if reading_of(reader) == "squeeze" else None
+        side = int(cls.image_size(params)[0])
+        return side if cls.reading(params) == "squeeze" else None
     except (NotImplementedError, AttributeError) as error:
         raise ConfigError(
             f"{stage.target}: needs a method image_size that gives the side in pixels at which it reads images "
