@@ -328,12 +328,12 @@ def test_beside_a_detector_s_crops_there_are_three_columns(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("preset", ["paper", "tuned", "quick"])
-def test_windows_stand_beside_the_crops_of_thorax_crop_s_own_run(preset: Any) -> None:
+@pytest.mark.parametrize("laid", [{}, {"epochs": 2, "batch_size": 8}])
+def test_windows_stand_beside_the_crops_of_thorax_crop_s_own_run(preset: Any, laid: Any) -> None:
     lungs_ = replace(VIEW, dataset="lung-masks", external=True, labels=())
     data = replace(VIEW, externals={"lung-masks": lungs_})
-    machine = {"precision": "bf16-mixed"}  # what `auto` became
-    own = {"detector_data": "lung-masks"} if preset == "quick" else {}
-    crop = ThoraxCrop.view(data, ThoraxCrop.resolve(preset, own, machine, where="x"))
+    machine = {"precision": "bf16-mixed", **laid}  # what `auto` became, and a sweep's own recipe
+    crop = ThoraxCrop.view(data, ThoraxCrop.resolve(preset, {}, machine, where="x"))
     for cls in (AttentionSTN, STERN):
         params = cls.resolve(preset, {}, machine, where="x")
         windows = cls.analyses(data, params, cls.stages(data, params))["windows"]
@@ -341,6 +341,16 @@ def test_windows_stand_beside_the_crops_of_thorax_crop_s_own_run(preset: Any) ->
         assert windows.inputs["crops"].digest == crop.images.digest
         alone = cls.analyses(VIEW, params, cls.stages(VIEW, params))["windows"]
         assert set(alone.inputs) == {"model"}
+
+
+@pytest.mark.parametrize("preset", ["paper", "quick"])
+def test_how_windows_are_shown_decides_no_training(preset: Any) -> None:
+    for cls in (AttentionSTN, STERN):
+        without = cls.resolve(preset, {"crops": None}, {}, where="x")
+        model = cls.stages(VIEW, cls.resolve(preset, {}, {}, where="x"))
+        assert model.digest == cls.stages(VIEW, without).digest
+        data = replace(VIEW, externals={"lung-masks": replace(VIEW, dataset="lung-masks")})
+        assert set(cls.analyses(data, without, model)["windows"].inputs) == {"model"}
 
 
 def test_the_picture_is_what_the_classifier_gets() -> None:

@@ -261,10 +261,10 @@ class ThoraxCropParams(VGG16Params):
     """The baseline's classifier, and how the thorax is found and cut out.
 
     `detector_data`: `lung-masks` is given with `--external lung-masks=DIR`; `home` is the training part of the
-    run's own data, which must have masks.
+    run's own data, which must have masks; `either` takes the first where it is given, else the second.
     """
 
-    detector_data: Literal["lung-masks", "home"] = "lung-masks"
+    detector_data: Literal["lung-masks", "home", "either"] = "lung-masks"
     confidence: float = Field(0.9, ge=0, le=1)
     margin: float = Field(0.0, ge=0, le=1)
     films: int = Field(640, ge=32)
@@ -301,7 +301,7 @@ class ThoraxCrop(VGG16):
             "recipe": {**TUNED.model_dump(), "learning_rate": 1e-4, "train_view": "resize"},
         },
         "quick": {
-            "detector_data": "home",
+            "detector_data": "either",
             "films": 64,
             "margin": 0.05,
             "thorax": {"pretrained": "none", "side": 64, "recipe": QUICK_DETECTOR.model_dump()},
@@ -325,7 +325,8 @@ class ThoraxCrop(VGG16):
     @classmethod
     def detector(cls, data: DataView, params: ThoraxCropParams) -> Stage:
         """The detector's training: on other data, so one for all folds, or on raw images of this fold."""
-        home = params.detector_data == "home"
+        given = params.detector_data == "lung-masks" or "lung-masks" in data.externals
+        home = params.detector_data == "home" or not given
         source = replace(data, images=None) if home else data.beside("lung-masks")
         return fit(ThoraxDetector, source, params.thorax)
 
