@@ -7,11 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cxrbench.core.seed import derive_seed
+from cxrbench.data.base import CxrDataset
 from cxrbench.data.index import Index
 from cxrbench.data.phantom import Phantom
 
 
-class MovedPhantom(Phantom):
+class MovedPhantom(Phantom, CxrDataset):  # named, since the registry reads classes as text
     """Drawn films, each shrunk by up to a third and shifted on black; the lungs move along."""
 
     name = "moved-phantom"
