@@ -32,7 +32,7 @@ from cxrbench.methods.thorax_crop import ThoraxCrop
 from cxrbench.methods.thorax_report import FindingRecall, RecallParams, compare
 from cxrbench.methods.vgg16 import VGG16
 from cxrbench.metrics.boxes import box_of_mask
-from cxrbench.nn.spatial_transformer import theta_of_window, warp
+from cxrbench.nn.spatial_transformer import random_windows, theta_of_window, warp
 
 VIEW = DataView(
     dataset="phantom", version=1, params={}, revision="r", split="cv5", split_digest="s", fold=0,
@@ -76,15 +76,18 @@ def test_the_paper_s_recipe() -> None:
     assert (params.pretrained, params.loc_size, params.start) == ("none", 256, (1, 0.1, 0, 0))
     assert not params.bounded
     assert params.window_rate == 1
+    assert params.recovery_weight == params.step_weight == 0
     later = STERN.resolve("paper", {}, {}, where="x")
     assert (later.aspect_limit, later.recipe, later.attention.recipe) == (1.25, r, r)
 
 
-def test_tuned_windows_are_bounded_slow_and_nearly_whole() -> None:
+def test_tuned_windows_are_bounded_follow_and_begin_nearly_whole() -> None:
     for cls in (AttentionSTN, STERN):
         params = cls.resolve("tuned", {}, {}, where="x")
         assert params.bounded
-        assert (params.window_rate, params.start) == (0.1, (0.8, 0.8, 0, 0))
+        # The classifier has learnt before, the localisation net has not.
+        assert (params.window_rate, params.start) == (10, (0.8, 0.8, 0, 0))
+        assert (params.recovery_weight, params.step_weight) == (10, 1)
         assert (params.pretrained, params.recipe.optimizer) == ("imagenet", "adamw")
         assert params.recipe.ema_decay
         assert params.recipe.train_view == "resize"
@@ -141,6 +144,53 @@ def test_the_window_learns_from_the_classification() -> None:
     last = module.window.head[-1].bias.grad
     assert last is not None
     assert (last != 0).all()
+
+
+def test_the_paper_s_window_learns_from_the_classification_alone() -> None:
+    module, batch = stn().eval(), a_batch()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    found = module.losses(batch)
+    assert set(found) == {"loss"}
+    assert torch.equal(torch.get_rng_state(), before), "it moves films"
+    logits, known = module(batch["image"].float() / 255), batch["known"]
+    bce = F.binary_cross_entropy_with_logits(logits[known], batch["target"][known])
+    assert found["loss"].item() == pytest.approx(bce.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [stn, stern])
+def test_what_following_costs_by_hand(make: Any) -> None:
+    """One window for all films, so a film moved by (a, b) is framed (1 - a) s and b off: their squares."""
+    start = (0.8, 0.7, 0.1, 0)
+    shared: dict[str, Any] = {"bounded": True, "start": start}
+    plain = make(**shared).eval()
+    module = make(**shared, recovery_weight=10.0, step_weight=1.0).eval()
+    batch = a_batch()
+    torch.manual_seed(3)
+    found = module.losses(batch)
+    torch.manual_seed(3)
+    known = random_windows(3, torch.device("cpu"))
+    window = torch.tensor(start).expand(3, 4)
+    again = torch.cat(
+        (known[:, :2] * window[:, :2], known[:, :2] * window[:, 2:] + known[:, 2:]), 1
+    )
+    error = (again - window).square().sum(1).mean().item()
+    assert error > 0.01
+    assert found["recovery"].item() == pytest.approx(error, rel=1e-4)
+    expected = (
+        plain.losses(batch)["loss"].item() + 10 * error
+    )  # and nothing for the way from the start
+    assert found["loss"].item() == pytest.approx(expected, rel=1e-4)
+    with torch.no_grad():
+        module.window.head[-1].bias.copy_(torch.zeros(4))
+    away = torch.tensor([0.7, 0.7, 0, 0])
+    torch.manual_seed(3)
+    stepped = module.losses(batch)
+    step = (away - torch.tensor(start)).square().sum().item()
+    rest = stepped["loss"].item() - 10 * stepped["recovery"].item() - step
+    with torch.no_grad():
+        plain.window.head[-1].bias.copy_(torch.zeros(4))
+    assert rest == pytest.approx(plain.losses(batch)["loss"].item(), rel=1e-3)
 
 
 def test_the_localisation_net_is_slower_through_warm_up_and_cosine() -> None:

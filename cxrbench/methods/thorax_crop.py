@@ -28,6 +28,8 @@ from cxrbench.methods.thorax_report import (
     Pixels,
     RoiReport,
     Rows,
+    mean_box,
+    overlap_of_one,
     recall_by_finding,
 )
 from cxrbench.methods.vgg16 import VGG16, VGG16Params
@@ -248,9 +250,7 @@ class ThoraxBoxes(RoiReport):
         pairs = [(f, t) for f, t, w in zip(found, truth, whole, strict=True) if t is not None and not w]  # fmt: skip
         overlap = iou(*map(np.stack, zip(*pairs, strict=True))) if pairs else np.array([])
         facts["iou_of_trusted_boxes"] = float(overlap.mean()) if len(overlap) else None
-        true = np.array([box for box in truth if box is not None]).reshape(-1, 4)
-        floor = iou(true.mean(axis=0), true).mean() if len(true) else None
-        facts["iou_of_one_box_for_all"] = None if floor is None else float(floor)
+        facts["iou_of_one_box_for_all"] = overlap_of_one(mean_box(truth), truth)
         return facts
 
 
