@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from cxrbench.core.errors import DataError
+from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.gallery import read_gallery
 from cxrbench.core.spec import BenchSpec, MethodParams, Recipe
 from cxrbench.core.stage import DataView
@@ -160,7 +160,7 @@ def test_the_paper_s_window_learns_from_the_classification_alone() -> None:
 
 @pytest.mark.parametrize("make", [stn, stern])
 def test_what_following_costs_by_hand(make: Any) -> None:
-    """One window for all films, so a film moved by (a, b) is framed (1 - a) s and b off: their squares."""
+    """One window (s, t) for all films: of a film that is moved by (a, b) it is log a and (a - 1) t + b off."""
     start = (0.8, 0.7, 0.1, 0)
     shared: dict[str, Any] = {"bounded": True, "start": start}
     plain = make(**shared).eval()
@@ -171,10 +171,8 @@ def test_what_following_costs_by_hand(make: Any) -> None:
     torch.manual_seed(3)
     known = random_windows(3, torch.device("cpu"))
     window = torch.tensor(start).expand(3, 4)
-    again = torch.cat(
-        (known[:, :2] * window[:, :2], known[:, :2] * window[:, 2:] + known[:, 2:]), 1
-    )
-    error = (again - window).square().sum(1).mean().item()
+    shift = (known[:, :2] - 1) * window[:, 2:] + known[:, 2:]
+    error = (known[:, :2].log().square() + shift.square()).sum(1).mean().item()
     assert error > 0.01
     assert found["recovery"].item() == pytest.approx(error, rel=1e-4)
     expected = (
@@ -191,6 +189,11 @@ def test_what_following_costs_by_hand(make: Any) -> None:
     with torch.no_grad():
         plain.window.head[-1].bias.copy_(torch.zeros(4))
     assert rest == pytest.approx(plain.losses(batch)["loss"].item(), rel=1e-3)
+
+
+def test_windows_that_follow_are_bounded() -> None:
+    with pytest.raises(ConfigError, match="recovery_weight needs bounded=true"):
+        AttentionSTN.resolve("paper", {"recovery_weight": 1.0}, {}, where="x")
 
 
 def test_the_localisation_net_is_slower_through_warm_up_and_cosine() -> None:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -85,6 +85,14 @@ class AttentionParams(VGG16Params):
     crops: ThoraxCropParams | None = Field(
         None, description="how a detector cuts the films that windows are shown beside"
     )
+
+    @model_validator(mode="after")
+    def _can_follow(self) -> "AttentionParams":
+        if self.recovery_weight and not self.bounded:
+            raise ValueError(
+                "recovery_weight needs bounded=true, whose windows have positive scales"
+            )
+        return self
 
 
 class AttentionSTN(BackboneClassifier):
@@ -158,7 +166,7 @@ class AttentionSTN(BackboneClassifier):
         return {"loss": masked_bce(logits, batch["target"], batch["known"], count)}
 
     def recovery(self, image: Tensor, window: Tensor) -> Tensor:
-        """How far the windows of moved images are from those of the images, moved: squared half sides."""
+        """How far the windows of moved images are from those of the images, moved."""
         known = random_windows(len(image), image.device)
         moved = warp(image, theta_of_window(known), (image.shape[-2], image.shape[-1]))
         return following_error(window, self.locate(moved), known).mean()

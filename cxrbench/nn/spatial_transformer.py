@@ -131,15 +131,17 @@ def random_windows(
 
 
 def following_error(window: Tensor, moved: Tensor, known: Tensor) -> Tensor:
-    """How far windows are from going along with known movements [B]: mean squared half sides at their corners.
+    """How far windows are from going along with known movements [B]: squared logs of sizes and half sides of shifts.
 
-    `window` [B, 4] is of an image, `moved` of what `known` shows of it: both must frame the same part of it.
+    `window` [B, 4] is of an image, `moved` of what `known` shows of it: both must frame the same part of it. All
+    scales must be positive. In logs no size is better than another; plain differences made windows shrink.
     """
     with torch.autocast(device_type=window.device.type, enabled=False):
         window, moved, known = window.float(), moved.float(), known.float()
         scale = known[:, :2]
-        again = torch.cat((scale * moved[:, :2], scale * moved[:, 2:] + known[:, 2:]), 1)
-        return (again - window).square().sum(1)
+        size = (scale * moved[:, :2]).log() - window[:, :2].log()
+        shift = scale * moved[:, 2:] + known[:, 2:] - window[:, 2:]
+        return size.square().sum(1) + shift.square().sum(1)
 
 
 # --- networks
