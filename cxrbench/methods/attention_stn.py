@@ -128,7 +128,7 @@ class AttentionSTN(BackboneClassifier):
         self.window = WindowNet(3, side, start=params.start, bounds=bounds)
 
     @classmethod
-    def stages(cls, data: DataView, params: AttentionParams) -> Stage:
+    def stages(cls, data: DataView, params: Any) -> Stage:
         return fit(cls, data, params.model_copy(update={"crops": None}))
 
     def locate(self, image: Tensor) -> Tensor:
