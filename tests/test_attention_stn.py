@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from cxrbench.core.errors import DataError
+from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.gallery import read_gallery
 from cxrbench.core.spec import BenchSpec, MethodParams, Recipe
 from cxrbench.core.stage import DataView
@@ -32,7 +32,7 @@ from cxrbench.methods.thorax_crop import ThoraxCrop
 from cxrbench.methods.thorax_report import FindingRecall, RecallParams, compare
 from cxrbench.methods.vgg16 import VGG16
 from cxrbench.metrics.boxes import box_of_mask
-from cxrbench.nn.spatial_transformer import theta_of_window, warp
+from cxrbench.nn.spatial_transformer import random_windows, theta_of_window, warp
 
 VIEW = DataView(
     dataset="phantom", version=1, params={}, revision="r", split="cv5", split_digest="s", fold=0,
@@ -76,15 +76,18 @@ def test_the_paper_s_recipe() -> None:
     assert (params.pretrained, params.loc_size, params.start) == ("none", 256, (1, 0.1, 0, 0))
     assert not params.bounded
     assert params.window_rate == 1
+    assert params.recovery_weight == params.step_weight == 0
     later = STERN.resolve("paper", {}, {}, where="x")
     assert (later.aspect_limit, later.recipe, later.attention.recipe) == (1.25, r, r)
 
 
-def test_tuned_windows_are_bounded_slow_and_nearly_whole() -> None:
+def test_tuned_windows_are_bounded_follow_and_begin_nearly_whole() -> None:
     for cls in (AttentionSTN, STERN):
         params = cls.resolve("tuned", {}, {}, where="x")
         assert params.bounded
-        assert (params.window_rate, params.start) == (0.1, (0.8, 0.8, 0, 0))
+        # The classifier has learnt before, the localisation net has not.
+        assert (params.window_rate, params.start) == (10, (0.8, 0.8, 0, 0))
+        assert (params.recovery_weight, params.step_weight) == (10, 1)
         assert (params.pretrained, params.recipe.optimizer) == ("imagenet", "adamw")
         assert params.recipe.ema_decay
         assert params.recipe.train_view == "resize"
@@ -141,6 +144,56 @@ def test_the_window_learns_from_the_classification() -> None:
     last = module.window.head[-1].bias.grad
     assert last is not None
     assert (last != 0).all()
+
+
+def test_the_paper_s_window_learns_from_the_classification_alone() -> None:
+    module, batch = stn().eval(), a_batch()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    found = module.losses(batch)
+    assert set(found) == {"loss"}
+    assert torch.equal(torch.get_rng_state(), before), "it moves films"
+    logits, known = module(batch["image"].float() / 255), batch["known"]
+    bce = F.binary_cross_entropy_with_logits(logits[known], batch["target"][known])
+    assert found["loss"].item() == pytest.approx(bce.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [stn, stern])
+def test_what_following_costs_by_hand(make: Any) -> None:
+    """One window (s, t) for all films: of a film that is moved by (a, b) it is log a and (a - 1) t + b off."""
+    start = (0.8, 0.7, 0.1, 0)
+    shared: dict[str, Any] = {"bounded": True, "start": start}
+    plain = make(**shared).eval()
+    module = make(**shared, recovery_weight=10.0, step_weight=1.0).eval()
+    batch = a_batch()
+    torch.manual_seed(3)
+    found = module.losses(batch)
+    torch.manual_seed(3)
+    known = random_windows(3, torch.device("cpu"))
+    window = torch.tensor(start).expand(3, 4)
+    shift = (known[:, :2] - 1) * window[:, 2:] + known[:, 2:]
+    error = (known[:, :2].log().square() + shift.square()).sum(1).mean().item()
+    assert error > 0.01
+    assert found["recovery"].item() == pytest.approx(error, rel=1e-4)
+    expected = (
+        plain.losses(batch)["loss"].item() + 10 * error
+    )  # and nothing for the way from the start
+    assert found["loss"].item() == pytest.approx(expected, rel=1e-4)
+    with torch.no_grad():
+        module.window.head[-1].bias.copy_(torch.zeros(4))
+    away = torch.tensor([0.7, 0.7, 0, 0])
+    torch.manual_seed(3)
+    stepped = module.losses(batch)
+    step = (away - torch.tensor(start)).square().sum().item()
+    rest = stepped["loss"].item() - 10 * stepped["recovery"].item() - step
+    with torch.no_grad():
+        plain.window.head[-1].bias.copy_(torch.zeros(4))
+    assert rest == pytest.approx(plain.losses(batch)["loss"].item(), rel=1e-3)
+
+
+def test_windows_that_follow_are_bounded() -> None:
+    with pytest.raises(ConfigError, match="recovery_weight needs bounded=true"):
+        AttentionSTN.resolve("paper", {"recovery_weight": 1.0}, {}, where="x")
 
 
 def test_the_localisation_net_is_slower_through_warm_up_and_cosine() -> None:
@@ -328,12 +381,12 @@ def test_beside_a_detector_s_crops_there_are_three_columns(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("preset", ["paper", "tuned", "quick"])
-def test_windows_stand_beside_the_crops_of_thorax_crop_s_own_run(preset: Any) -> None:
+@pytest.mark.parametrize("laid", [{}, {"epochs": 2, "batch_size": 8}])
+def test_windows_stand_beside_the_crops_of_thorax_crop_s_own_run(preset: Any, laid: Any) -> None:
     lungs_ = replace(VIEW, dataset="lung-masks", external=True, labels=())
     data = replace(VIEW, externals={"lung-masks": lungs_})
-    machine = {"precision": "bf16-mixed"}  # what `auto` became
-    own = {"detector_data": "lung-masks"} if preset == "quick" else {}
-    crop = ThoraxCrop.view(data, ThoraxCrop.resolve(preset, own, machine, where="x"))
+    machine = {"precision": "bf16-mixed", **laid}  # what `auto` became, and a sweep's own recipe
+    crop = ThoraxCrop.view(data, ThoraxCrop.resolve(preset, {}, machine, where="x"))
     for cls in (AttentionSTN, STERN):
         params = cls.resolve(preset, {}, machine, where="x")
         windows = cls.analyses(data, params, cls.stages(data, params))["windows"]
@@ -341,6 +394,16 @@ def test_windows_stand_beside_the_crops_of_thorax_crop_s_own_run(preset: Any) ->
         assert windows.inputs["crops"].digest == crop.images.digest
         alone = cls.analyses(VIEW, params, cls.stages(VIEW, params))["windows"]
         assert set(alone.inputs) == {"model"}
+
+
+@pytest.mark.parametrize("preset", ["paper", "quick"])
+def test_how_windows_are_shown_decides_no_training(preset: Any) -> None:
+    for cls in (AttentionSTN, STERN):
+        without = cls.resolve(preset, {"crops": None}, {}, where="x")
+        model = cls.stages(VIEW, cls.resolve(preset, {}, {}, where="x"))
+        assert model.digest == cls.stages(VIEW, without).digest
+        data = replace(VIEW, externals={"lung-masks": replace(VIEW, dataset="lung-masks")})
+        assert set(cls.analyses(data, without, model)["windows"].inputs) == {"model"}
 
 
 def test_the_picture_is_what_the_classifier_gets() -> None:

@@ -8,7 +8,7 @@ import pytest
 from cxrbench.core.errors import ConfigError
 from cxrbench.core.registry import Registry
 from cxrbench.core.reported import MEANS, SHARES, PaperMetric
-from cxrbench.core.spec import BenchSpec
+from cxrbench.core.spec import BenchSpec, ExternalEntry
 from cxrbench.core.store import Store
 from cxrbench.runner.bench import narrow, read_spec
 from cxrbench.runner.plan import Plan, make_plan
@@ -145,6 +145,23 @@ def test_the_shares_of_the_attention_paper_stand_beside_its_rows(planned: Any) -
 
 def plan_of(roots: dict[str, Path], store: Store, **spec: Any) -> list[PlannedRun]:
     return on_miniatures(BenchSpec.parse(spec, where="spec"), roots, store).runs
+
+
+@pytest.mark.parametrize("recipe", [{}, {"epochs": 2, "batch_size": 8}])
+@pytest.mark.parametrize("lungs", [[], ["lung_masks"]])
+@pytest.mark.parametrize("name", ["quick.yaml", "main.yaml"])
+def test_a_sweep_fits_one_thorax_detector(
+    roots: dict[str, Path], store: Store, name: str, lungs: list[str], recipe: dict[str, Any]
+) -> None:
+    """For the crops of its rows, and for those that windows are shown beside, whatever recipe it lays on all."""
+    spec = read_spec(BENCHMARKS / name)
+    methods = ["attention-stn", "stern", "thorax-crop"]
+    change: dict[str, Any] = {"methods": methods, "recipe": {**spec.recipe, **recipe}}
+    change["externals"] = spec.externals or [ExternalEntry(name=each) for each in lungs]
+    plan = on_miniatures(spec.model_copy(update=change), roots, store)
+    assert [s.name for s in plan.graph.values()].count("thorax-detector") == 1
+    shown = [s for s in plan.graph.values() if s.name == "windows"]
+    assert all(("crops" in s.inputs) == bool(change["externals"]) for s in shown)
 
 
 def test_a_method_s_numbers_hold_for_its_task_alone(roots: dict[str, Path], store: Store) -> None:

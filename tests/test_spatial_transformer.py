@@ -30,7 +30,9 @@ from cxrbench.nn.spatial_transformer import (
     WindowBounds,
     WindowNet,
     aspect_penalty,
+    following_error,
     invert,
+    random_windows,
     sampled_box,
     sampling_grid,
     theta_of_pose,
@@ -220,6 +222,45 @@ def test_the_penalty_of_stern() -> None:
     given = window(1.0, 0.5).requires_grad_()
     aspect_penalty(given).sum().backward()
     torch.testing.assert_close(given.grad, torch.tensor([[2.0, -4.0, 0, 0]]))
+
+
+# --- known movements
+
+
+def test_a_window_that_goes_along_with_its_film_shows_the_same() -> None:
+    """And costs nothing; the same window on a moved film costs the squares of what it is off."""
+    side = 96
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    image = (0.5 + 0.5 * torch.sin(rows / 9) * torch.cos(columns / 7))[None, None]
+    framed = window(0.6, 0.5, 0.1, -0.15)
+    known = torch.tensor([[1.2, 1.15, 0.1, -0.05]])
+    moved = warp(image, theta_of_window(known), (side, side))
+    along = torch.cat(
+        (framed[:, :2] / known[:, :2], (framed[:, 2:] - known[:, 2:]) / known[:, :2]), 1
+    )
+    seen = warp(moved, theta_of_window(along), (40, 40))
+    there = warp(image, theta_of_window(framed), (40, 40))
+    assert (seen - there).abs().mean() < 0.01
+    torch.testing.assert_close(
+        following_error(framed, along, known), torch.zeros(1), atol=1e-6, rtol=0
+    )
+    still = following_error(framed, framed, known).item()
+    off = [math.log(1.2), math.log(1.15), 0.1 * 0.2 + 0.1, -0.15 * 0.15 - 0.05]
+    assert still == pytest.approx(sum(v * v for v in off), rel=1e-4)
+    smaller = following_error(window(0.3, 0.25, 0.1, -0.15), window(0.3, 0.25, 0.1, -0.15), known)
+    assert smaller.item() == pytest.approx(still, rel=1e-4), "a size is better than another"
+
+
+def test_known_movements_stay_near_and_differ() -> None:
+    torch.manual_seed(0)
+    known = random_windows(500, torch.device("cpu"))
+    sx, sy, *shifts = known.unbind(1)
+    assert 1 / 1.3 <= sx.min() < 0.8
+    assert 1.25 < sx.max() <= 1.3
+    assert (sy / sx - 1).abs().max() <= 0.0501
+    assert all(0.24 < shift.abs().max() <= 0.25 for shift in shifts)
+    correlation = torch.corrcoef(known[:, [0, 2, 3]].T) - torch.eye(3)
+    assert correlation.abs().max() < 0.15
 
 
 # --- networks

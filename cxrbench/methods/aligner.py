@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,6 +23,7 @@ from cxrbench.core.frozen import Frozen
 from cxrbench.core.spec import Augment, MethodParams, Recipe
 from cxrbench.methods.base import Batch, Method, once, weights_in
 from cxrbench.methods.canonical_chest import Crop, LossNetwork, seen_size, shrunk
+from cxrbench.methods.sheets import contact_sheet
 from cxrbench.nn.backbones import IMAGENET_MEAN, ImageNetInput, to_unit
 from cxrbench.nn.perceptual import (
     FeatureExtractor,
@@ -36,6 +38,8 @@ from cxrbench.nn.spatial_transformer import PoseBounds, PoseNet, theta_of_pose, 
 Outside = Literal["mean", "black", "border"]
 GREY = sum(IMAGENET_MEAN) / 3
 LEAST_SCALE = 0.3  # below it a pose shows a detail, not a chest
+SKETCHED = 4  # images of a batch in a picture of the training
+TILE = 160  # pixels of an image in it
 LEAST_SPREAD = 1e-4  # in half sides: a sixtieth of a pixel at 320
 
 
@@ -115,6 +119,8 @@ class Aligner(Method):
     paper = "Galichin et al. 2023, after Liu et al., ICCV 2019"
     Params = AlignerParams
     params: AlignerParams
+    sketch_steps = 100  # as in the report
+    sketched = "films of a training batch, as they are posed, and the canonical chest"
     chest: Tensor
     crop_pose: Tensor
 
@@ -194,6 +200,27 @@ class Aligner(Method):
         again = theta_of_pose(self.pose(self.normalise(moved)))
         apart: Tensor = places(known, places(again)) - places(theta_of_pose(pose))
         return apart.square().sum(-1).mean()
+
+    @torch.no_grad()
+    def drawn(self, image: Tensor) -> Image.Image:
+        """Input, warped and canonical of the first images [B, 1, S, S] in [0, 1], posed as if not in training."""
+        image = image[:SKETCHED]
+        training = self.pose.training
+        self.pose.eval()
+        theta = theta_of_pose(self.pose(self.normalise(image)))
+        self.pose.train(training)
+        side = (image.shape[-1],) * 2
+        seen = warped(image, theta, side, self.params.outside).clamp(0, 1)
+        chest = shrunk(self.chest * self.normalise.std + self.normalise.mean, side)[0, 0]
+        names = ("input", "warped", "canonical")
+        rows = [(one[0], posed[0], chest) for one, posed in zip(image, seen, strict=True)]
+        return contact_sheet(
+            [[(each.float().cpu().numpy(), n) for each, n in zip(row, names, strict=True)] for row in rows],
+            side=TILE,
+        )  # fmt: skip
+
+    def sketch(self, batch: Batch) -> Image.Image:
+        return self.drawn(to_unit(batch["image"]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         image = turned(to_unit(batch["image"]), self.params.quarter_turns)

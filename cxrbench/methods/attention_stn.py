@@ -4,6 +4,11 @@ A localisation net reads the image at 256 px and gives a window (sx, sy, tx, ty)
 through it and classified. The window learns from the classification alone, and in the paper it ends on the
 centre and the bases of the lungs, their apices cut off. STERN (Rocha et al., 2024) trains on from there
 with a price on windows that are wider than high. Shapes: B batch, S side, K labels.
+
+Beyond the papers (`tuned`, `quick`): classification hardly tells the localisation net about single films. Its
+last layer begins at zero and reads activations that differ by 0.003 from film to film, and of the windows'
+gradient a batch's mean is about as large as its noise, so one window serves all. What says where *this* thorax is
+needs no label: a film that is moved must take its window along (`recovery_weight`).
 """
 
 from collections.abc import Mapping
@@ -12,12 +17,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from cxrbench.core.frozen import Frozen
-from cxrbench.core.spec import MethodParams, Preset
+from cxrbench.core.spec import MethodParams
 from cxrbench.core.stage import DataView, Stage, compute, fit
 from cxrbench.methods.base import Batch, once, weights_in
 from cxrbench.methods.densenet121 import QUICK_SMALL, TUNED, BackboneClassifier
@@ -28,6 +33,8 @@ from cxrbench.methods.thorax_report import (
     Pixels,
     RoiReport,
     Rows,
+    mean_box,
+    overlap_of_one,
     recall_by_finding,
 )
 from cxrbench.methods.vgg16 import ROCHA, VGG16Params
@@ -38,6 +45,8 @@ from cxrbench.nn.spatial_transformer import (
     WindowBounds,
     WindowNet,
     aspect_penalty,
+    following_error,
+    random_windows,
     sampled_box,
     theta_of_window,
     warp,
@@ -46,11 +55,18 @@ from cxrbench.nn.spatial_transformer import (
 WINDOW = ("sx", "sy", "tx", "ty")
 NEARLY_WHOLE = (0.8, 0.8, 0.0, 0.0)
 # Whole images, not crops of them: a window learnt on crops would be read from another frame. The rate is
-# that of the tuned VGG16, ten times lower for the localisation net.
+# that of the tuned VGG16, which starts from ImageNet's weights; the localisation net starts from none.
 TUNED_STN = TUNED.model_copy(update={"learning_rate": 1e-4, "train_view": "resize"})
 QUICK_STN = QUICK_SMALL.model_copy(update={"sampler": "balanced", "train_view": "whole"})
-BOUNDED = {"bounded": True, "start": NEARLY_WHOLE, "window_rate": 0.1}
-SMALL = {"pretrained": "none", "backbone": "resnet10t", "loc_size": 96, **BOUNDED}
+FOLLOWING = {"bounded": True, "start": NEARLY_WHOLE, "recovery_weight": 10.0, "step_weight": 1.0}
+BETTER = {**FOLLOWING, "window_rate": 10.0, "crops": ThoraxCrop.presets["tuned"]}
+SMALL = {
+    "pretrained": "none",
+    "backbone": "resnet10t",
+    "loc_size": 96,
+    **FOLLOWING,
+    "crops": ThoraxCrop.presets["quick"],
+}
 
 
 class AttentionParams(VGG16Params):
@@ -63,6 +79,20 @@ class AttentionParams(VGG16Params):
         False  # scales from 0.3 to 1.1 and shifts to 0.3, so that nothing flips or leaves
     )
     window_rate: float = Field(1.0, gt=0)  # the localisation net's share of the learning rate
+    recovery_weight: float = Field(0.0, ge=0, description="on going along with a known movement")
+    step_weight: float = Field(0.0, ge=0, description="on the squared way from the start")
+    # No part of the training: it gets these parameters without them.
+    crops: ThoraxCropParams | None = Field(
+        None, description="how a detector cuts the films that windows are shown beside"
+    )
+
+    @model_validator(mode="after")
+    def _can_follow(self) -> "AttentionParams":
+        if self.recovery_weight and not self.bounded:
+            raise ValueError(
+                "recovery_weight needs bounded=true, whose windows have positive scales"
+            )
+        return self
 
 
 class AttentionSTN(BackboneClassifier):
@@ -74,8 +104,8 @@ class AttentionSTN(BackboneClassifier):
     Params = AttentionParams
     params: AttentionParams
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {},
-        "tuned": {"pretrained": "imagenet", **BOUNDED, "recipe": TUNED_STN.model_dump()},
+        "paper": {"crops": ThoraxCrop.presets["paper"]},
+        "tuned": {"pretrained": "imagenet", **BETTER, "recipe": TUNED_STN.model_dump()},
         "quick": {**SMALL, "recipe": QUICK_STN.model_dump()},
     }
     reported = {
@@ -97,6 +127,10 @@ class AttentionSTN(BackboneClassifier):
         side = params.loc_size or params.recipe.size
         self.window = WindowNet(3, side, start=params.start, bounds=bounds)
 
+    @classmethod
+    def stages(cls, data: DataView, params: Any) -> Stage:
+        return fit(cls, data, params.model_copy(update={"crops": None}))
+
     def locate(self, image: Tensor) -> Tensor:
         """Images [B, 1, S, S] in [0, 1] to windows [B, 4]."""
         window: Tensor = self.window(self.normalise(image))
@@ -110,6 +144,32 @@ class AttentionSTN(BackboneClassifier):
     def forward(self, image: Tensor) -> Tensor:
         """Images [B, 1, S, S] in [0, 1] to logits [B, K]."""
         return self.classify(image, self.locate(image))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The classification's loss, and what else the windows cost."""
+        image = to_unit(batch["image"])
+        window = self.locate(image)
+        terms = self.terms(window, self.classify(image, window), batch)
+        p = self.params
+        if p.step_weight:
+            step = (window - window.new_tensor(p.start)).square().sum(1).mean()
+            terms["loss"] = terms["loss"] + p.step_weight * step
+        if p.recovery_weight:
+            error = self.recovery(image, window)
+            terms["loss"] = terms["loss"] + p.recovery_weight * error
+            terms["recovery"] = error.detach()
+        return terms
+
+    def terms(self, window: Tensor, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The paper's loss of windows [B, 4] and logits [B, K], and its terms."""
+        count = batch.get("known_count")
+        return {"loss": masked_bce(logits, batch["target"], batch["known"], count)}
+
+    def recovery(self, image: Tensor, window: Tensor) -> Tensor:
+        """How far the windows of moved images are from those of the images, moved."""
+        known = random_windows(len(image), image.device)
+        moved = warp(image, theta_of_window(known), (image.shape[-2], image.shape[-1]))
+        return following_error(window, self.locate(moved), known).mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Besides the scores, the mean window: whoever reads the log sees where attention goes."""
@@ -142,6 +202,7 @@ class AttentionSTN(BackboneClassifier):
             size=recipe.size,
             loc_size=params.loc_size or recipe.size,
             bounded=params.bounded,
+            start=params.start,
         )
         inputs = {"model": model, **detector_crops(model.data, params)}
         found = {"windows": compute(Windows, model.data, shown, part="test", **inputs)}
@@ -151,20 +212,12 @@ class AttentionSTN(BackboneClassifier):
 def detector_crops(films: DataView, params: AttentionParams) -> dict[str, Stage]:
     """The stage of `thorax-crop` that the windows are shown beside; none without lung masks of other data.
 
-    Of the preset that these parameters belong to, so that runs of both methods share one detector, unless
-    these were given recipes of their own.
+    Its parameters stand among this method's, so whatever a sweep lays over every recipe is laid over both
+    methods' detectors, and one serves both.
     """
-    if "lung-masks" not in films.externals:
+    if "lung-masks" not in films.externals or params.crops is None:
         return {}
-    preset: Preset = (
-        "paper" if not params.bounded else "tuned" if params.backbone == "vgg16" else "quick"
-    )
-    own = {"detector_data": "lung-masks"} if preset == "quick" else {}
-    # `auto` has been resolved in these parameters, and in no preset.
-    precision = {"precision": params.recipe.precision}
-    crop = ThoraxCrop.resolve(preset, own, precision, where="the crops beside the windows")
-    assert isinstance(crop, ThoraxCropParams)
-    images = ThoraxCrop.view(films, crop).images
+    images = ThoraxCrop.view(films, params.crops).images
     return {} if images is None else {"crops": images}
 
 
@@ -193,10 +246,10 @@ class STERN(AttentionSTN):
     Params = SternParams
     params: SternParams
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {},
+        "paper": {"crops": ThoraxCrop.presets["paper"]},
         "tuned": {
             "pretrained": "imagenet",
-            **BOUNDED,
+            **BETTER,
             "attention": {"recipe": TUNED_STN.model_dump()},
             "recipe": TUNED_STN.model_dump(),
         },
@@ -220,24 +273,19 @@ class STERN(AttentionSTN):
 
     @classmethod
     def stages(cls, data: DataView, params: SternParams) -> Stage:
-        attention = fit(AttentionSTN, data, params.first)  # the same digest as that method's
-        return fit(cls, data, params, attention=attention)
+        attention = AttentionSTN.stages(data, params.first)  # the same digest as that method's
+        return fit(cls, data, params.model_copy(update={"crops": None}), attention=attention)
 
     def receive(self, inputs: Mapping[str, Path]) -> None:
         load_whole(self, weights_in(inputs["attention"]), source="the attention STN")
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """mean(BCE + ReLU(sx / sy - limit))."""
-        image = to_unit(batch["image"])
-        window = self.locate(image)
-        return self._terms(window, self.classify(image, window), batch)
-
     def observe(self, window: Tensor, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        terms = self._terms(window, logits, batch)
+        terms = self.terms(window, logits, batch)
         seen = super().observe(window, logits, batch)
         return {**seen, "val_aspect": terms["aspect"], "val_stern_loss": terms["loss"]}
 
-    def _terms(self, window: Tensor, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def terms(self, window: Tensor, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """mean(BCE + ReLU(sx / sy - limit))."""
         count = batch.get("known_count")
         bce = masked_bce(logits, batch["target"], batch["known"], count)
         aspect = aspect_penalty(window, self.params.aspect_limit).mean()
@@ -254,6 +302,7 @@ class WindowsParams(Frozen):
     size: int = 512
     loc_size: int = 256
     bounded: bool = False
+    start: tuple[float, float, float, float] = PAPER_START
 
 
 class Windows(RoiReport):
@@ -264,7 +313,7 @@ class Windows(RoiReport):
     """
 
     name = "windows"
-    version = 3
+    version = 4
     Params = WindowsParams
     params: WindowsParams
     columns = WINDOW
@@ -273,7 +322,8 @@ class Windows(RoiReport):
     def open(self, inputs: Mapping[str, Path]) -> None:
         p = self.params
         self.normalise = ImageNetInput()
-        self.net = WindowNet(3, p.loc_size, bounds=WindowBounds() if p.bounded else None, start=NEARLY_WHOLE)  # fmt: skip
+        bounds = WindowBounds() if p.bounded else None
+        self.net = WindowNet(3, p.loc_size, bounds=bounds, start=p.start)
         state = weights_in(inputs["model"])
         own = {n.removeprefix("window."): t for n, t in state.items() if n.startswith("window.")}
         load_whole(self.net, own, source="the localisation net")
@@ -296,6 +346,19 @@ class Windows(RoiReport):
         crops = np.load(self.crops / "images.npy", mmap_mode="r")[rows]
         squares = np.load(self.crops / "boxes.npy")[rows, 6:].astype(np.float64)
         return "the detector's crop", crops, squares
+
+    def further(self, boxes: Numbers, columns: Mapping[str, Numbers], truth: Any) -> dict[str, Any]:
+        """Two floors of the IoU, where lungs are known: the start's window and the mean true box, on every film.
+
+        What does not beat them has not learnt where this film's thorax is.
+        """
+        if truth is None:
+            return {}
+        start = sampled_box(theta_of_window(torch.tensor([self.params.start])))[0]
+        return {
+            "iou_of_the_start": overlap_of_one(start.double().numpy(), truth),
+            "iou_of_one_box_for_all": overlap_of_one(mean_box(truth), truth),
+        }
 
     def caption(self, columns: Mapping[str, float]) -> str:
         return "  ".join(f"{name} {columns[name]:.2f}" for name in WINDOW)

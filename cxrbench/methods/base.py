@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NotRequired, TypedDict
 import lightning as L
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, distributed
 
 from cxrbench.core.errors import ConfigError, DataError
@@ -68,6 +69,9 @@ class Method(L.LightningModule):
     divisible: ClassVar[bool] = True
     # Optimiser -> its settings, where the paper's framework has other defaults than torch.
     optimiser_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    # Steps between pictures of a training under way (see `sketch`); 0: it has none.
+    sketch_steps: ClassVar[int] = 0
+    sketched: ClassVar[str] = ""  # what they show
     params: MethodParams
     # Set before a training. Lightning's own estimate makes the loader before a resumed training
     # knows its epoch, and so starts it with another order.
@@ -147,6 +151,10 @@ class Method(L.LightningModule):
         """
         if inputs:
             raise NotImplementedError(f"{self.name} is given {list(inputs)} but takes nothing")
+
+    def sketch(self, batch: Any) -> Image.Image:
+        """A picture of how far the training is, from the batch that comes next; it must draw nothing at random."""
+        raise NotImplementedError
 
     def weights_source(self) -> dict[str, Any]:
         """Where the initial weights came from, for the record."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
@@ -220,6 +221,7 @@ class StnAlignJoint(Classifier):
     paper = "future work of Galichin et al. 2023"
     Params = JointParams
     params: JointParams
+    sketch_steps, sketched = Aligner.sketch_steps, Aligner.sketched
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tuned": StnAlign.presets["tuned"],
         "quick": StnAlign.presets["quick"],
@@ -274,6 +276,9 @@ class StnAlignJoint(Classifier):
         """Images through their poses, at their own side."""
         size = (image.shape[-2], image.shape[-1])
         return warped(image, theta_of_pose(pose), size, self.params.aligner.outside)
+
+    def sketch(self, batch: Batch) -> Image.Image:
+        return self.aligner.drawn(self.small(to_unit(batch["image"])))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         image = to_unit(batch["image"])

@@ -28,6 +28,8 @@ from cxrbench.methods.thorax_report import (
     Pixels,
     RoiReport,
     Rows,
+    mean_box,
+    overlap_of_one,
     recall_by_finding,
 )
 from cxrbench.methods.vgg16 import VGG16, VGG16Params
@@ -248,9 +250,7 @@ class ThoraxBoxes(RoiReport):
         pairs = [(f, t) for f, t, w in zip(found, truth, whole, strict=True) if t is not None and not w]  # fmt: skip
         overlap = iou(*map(np.stack, zip(*pairs, strict=True))) if pairs else np.array([])
         facts["iou_of_trusted_boxes"] = float(overlap.mean()) if len(overlap) else None
-        true = np.array([box for box in truth if box is not None]).reshape(-1, 4)
-        floor = iou(true.mean(axis=0), true).mean() if len(true) else None
-        facts["iou_of_one_box_for_all"] = None if floor is None else float(floor)
+        facts["iou_of_one_box_for_all"] = overlap_of_one(mean_box(truth), truth)
         return facts
 
 
@@ -261,10 +261,10 @@ class ThoraxCropParams(VGG16Params):
     """The baseline's classifier, and how the thorax is found and cut out.
 
     `detector_data`: `lung-masks` is given with `--external lung-masks=DIR`; `home` is the training part of the
-    run's own data, which must have masks.
+    run's own data, which must have masks; `either` takes the first where it is given, else the second.
     """
 
-    detector_data: Literal["lung-masks", "home"] = "lung-masks"
+    detector_data: Literal["lung-masks", "home", "either"] = "lung-masks"
     confidence: float = Field(0.9, ge=0, le=1)
     margin: float = Field(0.0, ge=0, le=1)
     films: int = Field(640, ge=32)
@@ -301,7 +301,7 @@ class ThoraxCrop(VGG16):
             "recipe": {**TUNED.model_dump(), "learning_rate": 1e-4, "train_view": "resize"},
         },
         "quick": {
-            "detector_data": "home",
+            "detector_data": "either",
             "films": 64,
             "margin": 0.05,
             "thorax": {"pretrained": "none", "side": 64, "recipe": QUICK_DETECTOR.model_dump()},
@@ -325,7 +325,8 @@ class ThoraxCrop(VGG16):
     @classmethod
     def detector(cls, data: DataView, params: ThoraxCropParams) -> Stage:
         """The detector's training: on other data, so one for all folds, or on raw images of this fold."""
-        home = params.detector_data == "home"
+        given = params.detector_data == "lung-masks" or "lung-masks" in data.externals
+        home = params.detector_data == "home" or not given
         source = replace(data, images=None) if home else data.beside("lung-masks")
         return fit(ThoraxDetector, source, params.thorax)
 

@@ -192,6 +192,18 @@ def compare(boxes: Numbers, masks: Pixels, truth: list[Numbers | None]) -> dict[
     return values
 
 
+def overlap_of_one(box: Numbers, truth: list[Numbers | None]) -> float | None:
+    """The mean IoU of one box [4], laid on every image, with the true ones; None where there are none."""
+    true = np.array([each for each in truth if each is not None]).reshape(-1, 4)
+    return float(iou(box, true).mean()) if len(true) else None
+
+
+def mean_box(truth: list[Numbers | None]) -> Numbers:
+    """The mean [4] of the true boxes; the whole image where there are none."""
+    true = [each for each in truth if each is not None]
+    return np.asarray(np.mean(true, axis=0)) if true else np.array([0.0, 0, 1, 1])
+
+
 def _share_inside(mask: npt.NDArray[np.bool_], box: Numbers) -> float:
     x0, y0, x1, y1 = (box * len(mask)).round().astype(int)
     return float(mask[y0:y1, x0:x1].sum() / mask.sum())

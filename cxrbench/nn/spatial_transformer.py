@@ -115,6 +115,35 @@ def aspect_penalty(window: Tensor, limit: float = 1.25) -> Tensor:
         return F.relu(sx / sy - limit)
 
 
+# --- known movements
+
+
+def random_windows(
+    count: int, device: torch.device, *, shift: float = 0.25, scale: float = 1.3
+) -> Tensor:
+    """Known movements [count, 4] as windows: shifts in half sides, scales from 1/`scale` to `scale`.
+
+    Both axes are scaled nearly alike, as bodies are.
+    """
+    u = torch.rand(count, 4, device=device) * 2 - 1
+    size = (u[:, :1] * math.log(scale)).exp()
+    return torch.cat((size, size * (1 + 0.05 * u[:, 1:2]), shift * u[:, 2:]), 1)
+
+
+def following_error(window: Tensor, moved: Tensor, known: Tensor) -> Tensor:
+    """How far windows are from going along with known movements [B]: squared logs of sizes and half sides of shifts.
+
+    `window` [B, 4] is of an image, `moved` of what `known` shows of it: both must frame the same part of it. All
+    scales must be positive. In logs no size is better than another; plain differences made windows shrink.
+    """
+    with torch.autocast(device_type=window.device.type, enabled=False):
+        window, moved, known = window.float(), moved.float(), known.float()
+        scale = known[:, :2]
+        size = (scale * moved[:, :2]).log() - window[:, :2].log()
+        shift = scale * moved[:, 2:] + known[:, 2:] - window[:, 2:]
+        return size.square().sum(1) + shift.square().sum(1)
+
+
 # --- networks
 
 

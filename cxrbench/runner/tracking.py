@@ -64,6 +64,13 @@ def training_logger(
     return WandbLogger(experiment=run)
 
 
+def log_picture(logger: Any | None, name: str, picture: Any, caption: str, step: int) -> None:
+    """A Pillow image of a training under way, among its curves."""
+    if logger:
+        with _harmless():
+            logger.log_image(key=name, images=[picture], caption=[caption], step=step)
+
+
 def end_training(logger: Any | None, facts: Mapping[str, Any]) -> None:
     """What a finished training found, beside its curves."""
     if logger:

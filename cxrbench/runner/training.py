@@ -40,11 +40,13 @@ from cxrbench.runner.callbacks import (
 from cxrbench.runner.checkpoint import AtomicCheckpointIO, newest_state
 from cxrbench.runner.determinism import noted_operations, promise
 from cxrbench.runner.halving import Parts, note_batch, read_halvings
+from cxrbench.runner.sketches import Sketches, leave_sketches
 from cxrbench.runner.tracking import end_training, training_logger
 
 # Weights and two moments of each are a state of Adam. On disk lie two states and the one that is being
 # written, and two files of the best weights.
 WEIGHTS_ON_DISK = 3 * 3 + 2
+SKETCHES = "sketches"  # the folder of pictures of the training under way
 TRAINED = "trained"  # the folder in which a finished training leaves its files
 
 
@@ -151,9 +153,13 @@ def train(
         steps=execution.checkpoint_steps * parts,
         seconds=execution.checkpoint_seconds,
     )
+    # A short epoch has a picture, too.
+    every = min(module.sketch_steps, module.steps_per_epoch)
+    sketches = [Sketches(work / SKETCHES, every)] if every else []
     averaged = [AveragedWeights(decay=recipe.ema_decay)] if recipe.ema_decay else []
     callbacks = [
-        StepSeeds(stage.seed), finite, SkippedSteps(), best, *averaged, history, pulse, save, Parts(parts)
+        StepSeeds(stage.seed), finite, SkippedSteps(), best, *averaged, history, *sketches, pulse, save,
+        Parts(parts),
     ]  # fmt: skip
     _hush()
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
@@ -192,7 +198,7 @@ def train(
             "halvings": halvings,
             "data": data.facts(),
         }
-        _leave(work, best.write(), history.rows, facts)
+        _leave(work, best.write(), history.rows, facts, module.sketched)
         end_training(logger, facts)
 
 
@@ -208,7 +214,9 @@ def _count_attempt(work: Path) -> int:
     return before + 1
 
 
-def _leave(work: Path, weights: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+def _leave(
+    work: Path, weights: Path, rows: list[dict[str, Any]], facts: dict[str, Any], sketched: str
+) -> None:
     """The finished training's files; `facts.json` last, since it says that they are whole."""
     out = work / TRAINED
     shutil.rmtree(out, ignore_errors=True)
@@ -220,6 +228,7 @@ def _leave(work: Path, weights: Path, rows: list[dict[str, Any]], facts: dict[st
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(out / "log.csv", text.getvalue().encode())
+    leave_sketches(work / SKETCHES, sketched, out)
     fsync_tree(out)
     write_json(out / "facts.json", facts)
 

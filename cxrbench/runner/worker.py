@@ -139,8 +139,9 @@ def _make(stage: Stage, context: Any, work: Path, out: Path) -> dict[str, Any]:
 
     if stage.kind == "fit":
         trained = work / "trained"
-        for name in ("model.safetensors", "log.csv"):
-            shutil.copyfile(trained / name, out / name)
+        for path in trained.iterdir():
+            if path.name != "facts.json":
+                shutil.copyfile(path, out / path.name)
         facts: dict[str, Any] = json.loads((trained / "facts.json").read_text())
         return facts
     makers = {

@@ -140,7 +140,8 @@ def _training(out: Output, stage: StageRecord) -> dict[str, Any]:
         for name in ("epochs", "best_epoch", "monitor", "best_value", "parameters", "precision")
         if name in stage.facts
     ]
-    return {"name": stage.name, "facts": facts, "panels": panels, "why": why}
+    gallery = out.galleries.of(stage.key)
+    return {"name": stage.name, "facts": facts, "panels": panels, "why": why, "gallery": gallery}
 
 
 def _panels(out: Output, key: str, text: str) -> list[tuple[str, str]]:
