@@ -189,7 +189,8 @@ class Classifier(Method):
         return self.losses(batch)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits = self(to_unit(batch["image"])).float()
+        # A copy: in CUDA graphs (recipe.compile) the next batch is written over this one's result.
+        logits = self(to_unit(batch["image"])).to(torch.float32, copy=True)
         self._validation.append((batch["row"], logits, batch["target"], batch["known"]))
 
     def on_validation_epoch_end(self) -> None:
@@ -213,13 +214,13 @@ class Classifier(Method):
             )
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Probabilities [B, K] float64; ten crops are averaged as logits."""
+        """Probabilities [B, K] float64 on the module's device; ten crops are averaged as logits."""
         image = to_unit(batch["image"])
         views = image.flatten(0, 1) if image.ndim == 5 else image
         logits = self(views).float()
         if image.ndim == 5:
             logits = logits.view(image.shape[0], image.shape[1], -1).mean(dim=1)
-        return torch.sigmoid(logits.double().cpu())
+        return torch.sigmoid(logits.double())
 
 
 def _gathered(module: L.LightningModule, column: Tensor) -> Tensor:
