@@ -132,7 +132,7 @@ def test_no_training_step_waits_for_its_gpu(name: str) -> None:
 
 
 def test_every_method_s_trainings_are_looked_at() -> None:
-    assert READS <= set(TRAININGS)
+    assert set(TRAININGS) >= READS
     assert set(TRAININGS) >= {"densenet121", "aligner", "cyclegan-training", "patch-autoencoder", "deblur-unet", "stern"}  # fmt: skip
 
 
@@ -162,7 +162,10 @@ def test_augmentation_on_a_gpu_waits_for_nothing() -> None:
 
 
 def test_callbacks_of_a_step_wait_for_nothing(tmp_path: Path) -> None:
-    finite, trainer = FiniteLoss(), make_trainer(Recipe(precision="32-true"), Execution(), [], tmp_path, None)
+    finite, trainer = (
+        FiniteLoss(),
+        make_trainer(Recipe(precision="32-true"), Execution(), [], tmp_path, None),
+    )
     with FakeTensorMode(), Waits() as waits:
         for _ in range(2):
             finite.on_before_backward(trainer, nn.Identity(), torch.empty((), device="cuda"))  # type: ignore[arg-type]
@@ -283,7 +286,9 @@ def test_the_networks_of_a_loss_are_compiled_whatever_forward_is() -> None:
         stage = TRAININGS[name]
         cls = load_target(stage.target)
         params = cls.without_weights(cls.Params.parse(dict(stage.params), where="test"))
-        compiled[name] = compile_networks(cls(params, ("Edema",)), Recipe(compile=True))
+        with torch.device("meta"):
+            module = cls(params, ("Edema",))
+        compiled[name] = compile_networks(module, Recipe(compile=True))
     assert compiled == {
         "aecnn": ["autoencoder", "classifier"],
         "cyclegan-training": ["to_healthy", "to_sick", "judge_healthy", "judge_sick"],

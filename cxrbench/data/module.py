@@ -12,7 +12,7 @@ All randomness is a function of (seed, epoch, row): never of a generator's histo
 workers or of devices. So an interrupted training goes on exactly as if it had not been interrupted.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NotRequired, TypedDict, TypeVar
 
 import cv2

@@ -84,7 +84,10 @@ def note_domains(batch: dict[str, Any], labels: tuple[str, ...]) -> dict[str, An
     """
     healthy, sick = domains(batch["target"], batch["known"], labels)
     places = {"healthy": healthy, "sick": sick}
-    return {**batch, "domains": {n: mine.nonzero().flatten().tolist() for n, mine in places.items()}}
+    return {
+        **batch,
+        "domains": {n: mine.nonzero().flatten().tolist() for n, mine in places.items()},
+    }
 
 
 def places_of(batch: Mapping[str, Any], labels: tuple[str, ...]) -> dict[Domain, list[int]]:
