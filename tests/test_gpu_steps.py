@@ -301,7 +301,7 @@ def test_graphs_are_refused_gradients_that_are_added_up() -> None:
     check_graphs(Recipe(compile="reduce-overhead"), 1)
     check_graphs(Recipe(compile=True, accumulate=2), 1)
     for recipe, parts in ((Recipe(compile="reduce-overhead", accumulate=2), 1), (Recipe(compile="max-autotune"), 2)):  # fmt: skip
-        with pytest.raises(ConfigError, match="set recipe.compile to true"):
+        with pytest.raises(ConfigError, match=r"set recipe\.compile to true"):
             check_graphs(recipe, parts)
 
 

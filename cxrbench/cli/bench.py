@@ -313,6 +313,18 @@ def plan(
         raise typer.Exit(1)
 
 
+def _demand(made: "Plan") -> Any:
+    """A table of the trainings: in the plan, and by runs one by one."""
+    from rich.table import Table
+
+    table = Table(title="trainings")
+    for name in ("training", "data set", "here", "one by one"):
+        table.add_column(name, overflow="fold")
+    for each in made.trainings():
+        table.add_row(each.training, each.dataset, str(each.shared), str(each.alone))
+    return table
+
+
 def _show_plan(made: "Plan", store: Store, *, as_json: bool) -> None:
     users: dict[str, int] = {}
     for each in made.runs:
@@ -333,7 +345,7 @@ def _show_plan(made: "Plan", store: Store, *, as_json: bool) -> None:
     if as_json:
         runs = [r.model_dump(mode="json") for r in made.runs]
         value = {"runs": runs, "stages": rows, "trainings": fits, "trainings_unshared": alone,
-                 "leaks": made.leaks}  # fmt: skip
+                 "demand": [vars(each) for each in made.trainings()], "leaks": made.leaks}  # fmt: skip
         print(json.dumps(value, indent=1, ensure_ascii=False))
         return
     from rich.console import Console
@@ -347,7 +359,10 @@ def _show_plan(made: "Plan", store: Store, *, as_json: bool) -> None:
         table.add_row(row["stage"], row["dataset"], str(row["fold"]), shared, row["state"])
     console = Console()
     console.print(table)
-    console.print(f"trainings: {fits} (one by one it would be {alone})", highlight=False)
+    if fits < alone:
+        console.print(_demand(made))
+    share = f": {fits / alone:.3f} of them" if alone else ""
+    console.print(f"trainings: {fits} (one by one it would be {alone}{share})", highlight=False)
     for leak in made.leaks:
         console.print(f"LEAK {leak}", style="bold red", markup=False)
 
