@@ -35,7 +35,7 @@ FORBIDDEN = {
     "leaderboard": {"torch", "lightning", "typer"},
 }
 # Only the module of loaders may need Lightning: reading, splitting and verifying stay quick.
-LIGHTNING_IN_DATA = {"module.py", "micro_batches.py"}
+LIGHTNING_IN_DATA = {"module.py", "micro_batches.py", "resident.py"}
 UNSAFE = {
     "pickle": r"^\s*(?:import|from)\s+(?:c?pickle|dill|shelve|marshal)\b",
     "joblib": r"\bjoblib\b",

@@ -277,7 +277,7 @@ def test_a_plan_shows_what_is_shared_and_missing(cli: Cli, tmp_path: Path) -> No
     code, out, _ = cli("plan", path)
     assert code == 0
     assert "4 runs" in out
-    assert "trainings: 6 (one by one it would be 8)" in out
+    assert "trainings: 6 (one by one it would be 8: 0.750 of them)" in out
     assert out.count("2 (shared)") == 2
     code, out, _ = cli("plan", path, "--json", "--only", "aecnn")
     found = json.loads(out)

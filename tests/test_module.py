@@ -21,8 +21,9 @@ from torchvision.transforms import CenterCrop, TenCrop
 from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.spec import Augment, Recipe
 from cxrbench.data.augment import RandomView, fixed_view
+from cxrbench.data.epoch_batches import REPEATED, EpochBatches
 from cxrbench.data.index import Index
-from cxrbench.data.module import REPEATED, CxrDataModule, EpochBatches, ViewDataset
+from cxrbench.data.module import CxrDataModule, ViewDataset
 from cxrbench.data.pixels import resize
 from cxrbench.data.sampling import balanced_weights
 from cxrbench.methods.base import once

@@ -13,9 +13,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cxrbench.core.errors import DataError, UsageError
-from cxrbench.perf import caches, commands, data, growth, report, statistics, suite, sweep, training
+from cxrbench.perf import (
+    caches,
+    commands,
+    data,
+    gpu,
+    growth,
+    report,
+    statistics,
+    suite,
+    sweep,
+    training,
+)
 from cxrbench.perf.harness import (
     Absent,
     Comparison,
@@ -25,6 +37,7 @@ from cxrbench.perf.harness import (
     Harness,
     Item,
     NotAvailableError,
+    ResultsDifferError,
     Row,
     close_arrays,
     log_slope,
@@ -184,16 +197,61 @@ def test_what_is_not_here_is_a_row() -> None:
         assert (row.state, row.why, row.ratio) == ("not available", "no such package", None)
 
 
-def test_another_error_is_no_row() -> None:
+def test_an_error_is_a_row_and_costs_no_other() -> None:
     bench = Bench()
 
     def broken() -> None:
-        raise ZeroDivisionError
+        raise RuntimeError("CUDA out of memory\nand how much there was")
 
-    with pytest.raises(ZeroDivisionError):
-        bench.harness().measure(compare(bench, peer=broken))
+    def differing() -> float:
+        raise ResultsDifferError("other gradients")
+
+    goal = Goal("ratio", 2, least=True)
+    row = bench.harness().measure(compare(bench, peer=broken, goal=goal))
+    assert (row.state, row.why) == ("failed", "RuntimeError: CUDA out of memory")
+    assert row.goal is not None
+    assert "failed" in report.cells(row.as_json())
+    counted = bench.harness().measure(Counted("x", "y", differing, Goal("count", 1)))
+    assert (counted.state, counted.why) == ("results differ", "other gradients")
+    assert bench.harness().measure(compare(bench)).state == "no goal"
     with pytest.raises(ValueError, match="two at least"):
         Harness(rounds=1)
+
+
+def test_what_would_end_after_the_budget_is_not_begun() -> None:
+    bench = Bench()
+    harness = Harness(7, clock=lambda: bench.now, shortest=0.1, budget=30)
+    # Two calls of each side to warm up, then 7 rounds of 5 s.
+    late = harness.measure(compare(bench))
+    assert (
+        late.state == "not available"
+        and late.why == "no time: all together have 30 s, and 20 are left"
+    )
+    assert bench.calls == ["ours", "ours", "peer", "peer"]
+    assert harness.measure(compare(bench, ours=bench.side("ours", 0.5), peer=bench.side("peer", 0.5))).ratio == 1  # fmt: skip
+    bench.now = 30.5
+    assert harness.measure(Counted("x", "y", lambda: 1, None)).state == "not available"
+
+
+def test_a_topic_that_cannot_go_on_keeps_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+
+    def items(topic: str, folder: Path, spec_file: Path | None) -> Iterator[Item]:
+        yield replace(compare(bench), name=f"{topic}/one")
+        if topic == "data":
+            raise OSError("no room")
+
+    monkeypatch.setattr(suite, "items", items)
+    told: list[Row] = []
+    rows = suite.measure(["data", "gpu"], bench.harness(), spec_file=None, tell=told.append)
+    assert [(r.name, r.state) for r in rows] == [("data/one", "no goal"), ("data/*", "failed"), ("gpu/one", "no goal")]  # fmt: skip
+    assert told == rows and rows[1].why == "OSError: no room"
+
+
+def test_a_count_without_a_goal_is_shown() -> None:
+    row = Bench().harness().measure(Counted("x", "share of a roofline", lambda: 0.25, None))
+    assert (row.state, row.value) == ("no goal", 0.25)
+    assert report.cells(row.as_json())[2] == "0.25"
 
 
 def test_equality_is_to_the_bit_or_to_a_bound() -> None:
@@ -422,11 +480,48 @@ def test_drawn_cohorts_have_ties_and_patients_with_several_films() -> None:
 def test_the_trainer_leaves_the_weights_of_a_plain_loop(tmp_path: Path) -> None:
     found = checked(training.comparisons(tmp_path, steps=6, size=16, batch=4, side=64))
     assert set(found) >= {"training/overhead", "ladder/cpu/channels_last", "ladder/cpu/fused"}
+    operations = found["training/operations"]
+    assert isinstance(operations, Counted)
+    assert operations.value() == 981
+    assert operations.note.startswith("1,462 with torchvision's blocks")
     overhead = found["training/overhead"]
     assert isinstance(overhead, Comparison)
     ours = overhead.ours()
     name = next(iter(ours))
     assert name in overhead.equal({**ours, name: ours[name] + 1e-6}, ours)
+
+
+def test_what_a_gpu_is_asked_to_do_runs_on_a_cpu_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same code without a GPU: small networks, three processes, and no compiler."""
+    assert [type(item) for item in gpu.comparisons(tmp_path)] == [
+        Absent
+    ] or torch.cuda.is_available()
+    monkeypatch.setattr(torch, "compile", lambda net, **how: net)
+    found = checked(
+        gpu.comparisons(
+            tmp_path, device="cpu", side=32, large=48, batch=4, small=2, rows=32, steps=2, stages=2,
+            network="resnet10t", second="resnet10t",
+        )
+    )  # fmt: skip
+    names = ["ladder/channels_last", "ladder/bf16", "ladder/fused", "ladder/resident", "ladder/compiled", "compile",
+             "timm", "loader/resnet10t-32", "resident/resnet10t-32", "loader/resnet10t-48", "resident/resnet10t-48",
+             "memory", "aecnn-encoder", "three-stages", "graphs", "checkpoint"]  # fmt: skip
+    assert list(found) == [f"gpu/{name}" for name in names]
+    goals = {
+        n: i.goal.bound for n, i in found.items() if isinstance(i, Comparison | Counted) and i.goal
+    }
+    assert goals == {
+        "gpu/ladder/bf16": 2, "gpu/compile": 1.3, "gpu/timm": 0.97, "gpu/loader/resnet10t-32": 0.97,
+        "gpu/resident/resnet10t-32": 0.97, "gpu/loader/resnet10t-48": 0.97, "gpu/resident/resnet10t-48": 0.97,
+        "gpu/memory": 0.55, "gpu/aecnn-encoder": 20, "gpu/three-stages": 1.4, "gpu/graphs": 1.8, "gpu/checkpoint": 1.2,
+    }  # fmt: skip
+
+
+def test_a_roofline_s_share_is_of_what_was_measured() -> None:
+    share = gpu._share_of_roofline("x", "y", lambda: [1.0], 8220, 10)  # type: ignore[arg-type]
+    assert share.value() > 0 and share.goal is None
 
 
 def test_planning_and_status_count_everything(tmp_path: Path) -> None:

@@ -205,7 +205,10 @@ def test_a_remembered_plan_is_the_plan(tmp_path: Path) -> None:
     assert all(made.graph[run.final].data.fold == run.fold for run in made.runs)
     texts = [json.dumps(plan.to_json(), sort_keys=True) for plan in (remembered, made)]
     assert texts[0] == texts[1]
-    assert remembered.demand() == made.demand()
+    assert remembered.demand() == made.demand() == (12, 16)
+    assert [tuple(vars(each).values()) for each in remembered.trainings()] == [
+        ("aecnn", "phantom", 4, 4), ("densenet121", "phantom", 4, 8), ("patch-autoencoder", "phantom", 4, 4)
+    ]  # fmt: skip
 
 
 def test_one_decode_serves_every_size_of_a_plan(tmp_path: Path) -> None:

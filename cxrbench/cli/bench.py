@@ -73,6 +73,8 @@ def run(
         ),
     ] = False,
     halve_on_oom: common.HalveOnOom = False,
+    deterministic: common.Deterministic = False,
+    resident: common.Resident = False,
     wandb: common.Wandb = None,
     engine: common.Engine = "local",
     partition: common.Partition = None,
@@ -127,7 +129,8 @@ def run(
     )
     place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
     where = cluster.settle(place, spec, gpus, devices, accelerator, None, workers, wandb,
-                           rank_seconds=rank_seconds, halve_on_oom=halve_on_oom)  # fmt: skip
+                           rank_seconds=rank_seconds, halve_on_oom=halve_on_oom,
+                           deterministic=deterministic, resident=resident)  # fmt: skip
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 
@@ -169,6 +172,8 @@ def bench(
     per_gpu: common.PerGpu = 1,
     workers: common.Workers = None,
     halve_on_oom: common.HalveOnOom = False,
+    deterministic: common.Deterministic = False,
+    resident: common.Resident = False,
     wandb: common.Wandb = None,
     engine: common.Engine = "local",
     partition: common.Partition = None,
@@ -191,7 +196,8 @@ def bench(
     spec = _spec(spec_file, registry, only, data)
     place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
     where = cluster.settle(place, spec, gpus, devices, accelerator, slots, workers, wandb, per_gpu=per_gpu,
-                           rank_seconds=rank_seconds, halve_on_oom=halve_on_oom)  # fmt: skip
+                           rank_seconds=rank_seconds, halve_on_oom=halve_on_oom,
+                           deterministic=deterministic, resident=resident)  # fmt: skip
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 
@@ -313,6 +319,18 @@ def plan(
         raise typer.Exit(1)
 
 
+def _demand(made: "Plan") -> Any:
+    """A table of the trainings: in the plan, and by runs one by one."""
+    from rich.table import Table
+
+    table = Table(title="trainings")
+    for name in ("training", "data set", "here", "one by one"):
+        table.add_column(name, overflow="fold")
+    for each in made.trainings():
+        table.add_row(each.training, each.dataset, str(each.shared), str(each.alone))
+    return table
+
+
 def _show_plan(made: "Plan", store: Store, *, as_json: bool) -> None:
     users: dict[str, int] = {}
     for each in made.runs:
@@ -333,7 +351,7 @@ def _show_plan(made: "Plan", store: Store, *, as_json: bool) -> None:
     if as_json:
         runs = [r.model_dump(mode="json") for r in made.runs]
         value = {"runs": runs, "stages": rows, "trainings": fits, "trainings_unshared": alone,
-                 "leaks": made.leaks}  # fmt: skip
+                 "demand": [vars(each) for each in made.trainings()], "leaks": made.leaks}  # fmt: skip
         print(json.dumps(value, indent=1, ensure_ascii=False))
         return
     from rich.console import Console
@@ -347,7 +365,10 @@ def _show_plan(made: "Plan", store: Store, *, as_json: bool) -> None:
         table.add_row(row["stage"], row["dataset"], str(row["fold"]), shared, row["state"])
     console = Console()
     console.print(table)
-    console.print(f"trainings: {fits} (one by one it would be {alone})", highlight=False)
+    if fits < alone:
+        console.print(_demand(made))
+    share = f": {fits / alone:.3f} of them" if alone else ""
+    console.print(f"trainings: {fits} (one by one it would be {alone}{share})", highlight=False)
     for leak in made.leaks:
         console.print(f"LEAK {leak}", style="bold red", markup=False)
 

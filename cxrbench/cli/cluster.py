@@ -60,9 +60,12 @@ def settle(
     *,
     per_gpu: int = 1,
     rank_seconds: float | None = None,
-    halve_on_oom: bool = False,
+    **switches: bool,
 ) -> Where:
-    """The options as an execution; `slots` is None where there is one stage after the other."""
+    """The options as an execution; `slots` is None where there is one stage after the other.
+
+    `switches` are fields of the execution that are on or off.
+    """
     from cxrbench.core.spec import Execution
     from cxrbench.runner.devices import choose
 
@@ -72,7 +75,7 @@ def settle(
         "wandb": common.wandb_mode(wandb),
         "group": spec.name,
         "engine": place.engine,
-        "halve_on_oom": halve_on_oom,
+        **switches,
     }
     if rank_seconds is not None:
         if not 0 < rank_seconds < math.inf:

@@ -56,6 +56,19 @@ HalveOnOom = Annotated[
         help="Out of memory: go on with half the images at once; the images of a step stay.",
     ),
 ]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic", help="GPUs: deterministic forms of operations that have one; slower."
+    ),
+]
+Resident = Annotated[
+    bool,
+    typer.Option(
+        "--resident",
+        help="Keep a training's pixels in GPU memory; with recipe.augment.on device or no augmentation.",
+    ),
+]
 Wandb = Annotated[
     str | None, typer.Option(help="online, offline or off. (default: online if logged in)")
 ]

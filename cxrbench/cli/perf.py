@@ -24,7 +24,8 @@ def register(app: typer.Typer) -> None:
 
 def perf(
     only: Annotated[
-        list[str], typer.Option(help="Only data, statistics, training, sweep, commands or growth.")
+        list[str],
+        typer.Option(help="Only data, statistics, training, sweep, commands, growth or gpu."),
     ] = [],  # noqa: B006 - typer copies it
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of each comparison.")] = 7,
     spec: Annotated[
@@ -72,6 +73,9 @@ def perf(
     write_results(path, rows, rounds, note, time.monotonic() - started)
     _show([path], None)
     say(f"{path}")
+    if broken := [row.name for row in rows if row.state == "failed"]:
+        say(f"failed: {', '.join(broken)}")
+        raise typer.Exit(1)
 
 
 def _tell(row: "Row") -> None:

@@ -105,6 +105,14 @@ class Execution(Frozen):
     checkpoint_steps: int = Field(0, ge=0, description="steps between saves; 0 is by time only")
     checkpoint_seconds: float = Field(60.0, ge=0, description="0 saves at each epoch's end only")
     rank_seconds: float = Field(300.0, gt=0, description="until a silent process is given up")
+    deterministic: bool = Field(
+        False,
+        description="on GPUs: deterministic forms of operations that have one, which are slower",
+    )
+    resident: bool = Field(
+        False,
+        description="a training's pixels lie on its device, where the loader leaves them alone",
+    )
     halve_on_oom: bool = Field(False, description="half the images at once where memory is short")
     wandb: Literal["off", "offline", "online"] = "off"
     group: str = ""

@@ -12,7 +12,7 @@ All randomness is a function of (seed, epoch, row): never of a generator's histo
 workers or of devices. So an interrupted training goes on exactly as if it had not been interrupted.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NotRequired, TypedDict, TypeVar
 
 import cv2
@@ -27,9 +27,11 @@ from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.seed import derive_seed
 from cxrbench.core.spec import Recipe
 from cxrbench.data.augment import Draws, FixedView, RandomView, fixed_view
+from cxrbench.data.epoch_batches import REPEATED, EpochBatches
 from cxrbench.data.film_cache import Films, gather, require_crops
 from cxrbench.data.index import Index
 from cxrbench.data.micro_batches import CutLoader, equal_part
+from cxrbench.data.resident import Resident
 from cxrbench.data.sampling import balanced_weights, matched_weights
 from cxrbench.data.splits import PARTS
 from cxrbench.metrics.boxes import box_of_mask
@@ -38,7 +40,6 @@ from cxrbench.nn.augment import augmented
 Pixels = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
 Made = TypeVar("Made")
-REPEATED = -1  # in place of the epoch: an image that only fills up a rank's last batch
 WORKER_TIMEOUT = 300  # seconds until a silent loader process is an error
 
 
@@ -70,11 +71,14 @@ class ViewDataset(Dataset[Batch]):
         seed: int,
         masks: Pixels | None = None,
         draws: Draws | None = None,
+        *,
+        resident: bool = False,
     ) -> None:
         training = isinstance(view, RandomView) or draws is not None
         targets = index.training_targets if training else index.targets
         self.pixels, self.masks = pixels, masks
         self.view, self.draws = view, draws
+        self.resident = resident  # the images are taken from a device that has them all
         self.seed = seed
         self.image_ids = index.image_ids
         self.patient_ids = index.patient_ids
@@ -83,6 +87,8 @@ class ViewDataset(Dataset[Batch]):
 
     def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
         rows = np.asarray([row for _, row in items], dtype=np.int64)
+        if self.resident:
+            return self._described(items, rows)
         gathered = gather(self.pixels, rows)
         images = gathered
         masks: list[Pixels] = []
@@ -93,8 +99,15 @@ class ViewDataset(Dataset[Batch]):
         elif isinstance(self.pixels, Films) or not self.view.leaves(gathered.shape[-1]):
             each = zip(rows, gathered, self._seeds(items), strict=True)
             images = np.stack([self._named(self._view, *one) for one in each])
-        batch = Batch(
-            image=torch.from_numpy(images).unsqueeze(-3),  # the channel, before [S, S]
+        batch = self._described(items, rows)
+        batch["image"] = torch.from_numpy(images).unsqueeze(-3)  # the channel, before [S, S]
+        if masks:
+            batch["mask"], batch["box"], batch["box_known"] = _mask_fields(masks)
+        return batch
+
+    def _described(self, items: list[tuple[int, int]], rows: Rows) -> Batch:
+        """A batch without its images: what is known of them."""
+        batch = Batch(  # type: ignore[typeddict-item]
             target=torch.from_numpy(self.targets[rows]),
             known=torch.from_numpy(self.known[rows]),
             row=torch.from_numpy(rows),
@@ -106,8 +119,6 @@ class ViewDataset(Dataset[Batch]):
             batch["repeated"] = torch.tensor(repeated)
         if self.draws is not None:
             batch["draws"] = torch.from_numpy(self.draws.of(items[0][0], rows))
-        if masks:
-            batch["mask"], batch["box"], batch["box_known"] = _mask_fields(masks)
         return batch
 
     def __getstate__(self) -> dict[str, Any]:
@@ -166,78 +177,6 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the loader processes are the parallelism
 
 
-class EpochBatches:
-    """Batches of (epoch, row) for one rank; the order is a function of seed and epoch.
-
-    Training: every global batch is cut among the ranks, so that devices do not change what a step sees;
-    a last incomplete batch is left out. `weights` draws with replacement instead. Evaluation: rows in order, the last ranks padded with repeated
-    rows, which are marked.
-    """
-
-    def __init__(
-        self,
-        rows: Rows,
-        batch_size: int,
-        *,
-        train: bool,
-        seed: int,
-        rank: int,
-        world: int,
-        weights: npt.NDArray[np.float64] | None = None,
-    ) -> None:
-        self.weights = weights  # [rows], sum 1: drawn with replacement; None: each once
-        self.rows, self.train, self.seed = rows, train, seed
-        self.rank, self.world = rank, world
-        self.batch_size = batch_size
-        if train and len(rows) < batch_size:  # one batch of all, of equal parts for the ranks
-            self.batch_size = len(rows) - len(rows) % world
-            if not self.batch_size:
-                raise DataError(f"{len(rows)} training images are too few for {world} devices")
-        self.epoch = 0
-        self.skip = 0  # batches of this epoch that an interrupted training has already seen
-        # Lightning calls set_epoch on `batch_sampler.sampler` only, never on a batch sampler itself.
-        self.sampler = self
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next iteration is for."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        if self.train:
-            return len(self.rows) // self.batch_size
-        return -(-len(self.rows) // (self.batch_size * self.world))
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        skip, self.skip = self.skip, 0
-        batches = self._train_batches() if self.train else self._evaluation_batches()
-        for number, rows in enumerate(batches):
-            if number >= skip:
-                yield rows
-
-    def _train_batches(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng(derive_seed(self.seed, "order", self.epoch))
-        if self.weights is None:
-            shuffled = order.permutation(self.rows)
-        else:
-            shuffled = order.choice(self.rows, size=len(self.rows), p=self.weights)
-        for number in range(len(self)):
-            batch = shuffled[number * self.batch_size : (number + 1) * self.batch_size]
-            yield [(self.epoch, int(row)) for row in batch[self.rank :: self.world]]
-
-    def _evaluation_batches(self) -> Iterator[list[tuple[int, int]]]:
-        share = len(self) * self.batch_size
-        count = share * self.world if self.world > 1 else len(self.rows)
-        mine = [
-            (
-                self.epoch if place < len(self.rows) else REPEATED,
-                int(self.rows[place % len(self.rows)]),
-            )
-            for place in range(self.rank, count, self.world)
-        ]
-        for start in range(0, len(mine), self.batch_size):
-            yield mine[start : start + self.batch_size]
-
-
 class CxrDataModule(L.LightningDataModule):
     """Loaders of one fold: `parts` [N] says train, val or test (or none) of each row of the index."""
 
@@ -253,8 +192,13 @@ class CxrDataModule(L.LightningDataModule):
         workers: int = 0,
         fit_part: str = "train",
         masks: Pixels | None = None,
+        pin: bool = False,
+        resident: bool = False,
     ) -> None:
         super().__init__()
+        self.pin = pin  # batches lie where a GPU copies them from without waiting
+        # Films of many shapes are cropped by the loader, and only what it leaves alone lies on a device.
+        self.resident = Resident(pixels) if resident and not isinstance(pixels, Films) else None
         self.index, self.pixels, self.masks, self.recipe = index, pixels, masks, recipe
         self.size, self.seed, self.workers = size, seed, workers
         if isinstance(pixels, Films):
@@ -304,7 +248,12 @@ class CxrDataModule(L.LightningDataModule):
         parts: int = 1,
         draws: Draws | None = None,
     ) -> DataLoader[Batch]:
-        dataset = ViewDataset(self.pixels, self.index, view, self.seed, self.masks, draws)
+        # A device gathers in a hook of the trainer, so only where there is one.
+        there = self.resident is not None and self.trainer is not None and self.masks is None
+        there = there and view.leaves(self.pixels.shape[-1])
+        dataset = ViewDataset(
+            self.pixels, self.index, view, self.seed, self.masks, draws, resident=there
+        )
         loader = (CutLoader if parts > 1 else DataLoader)(
             dataset,
             batch_sampler=batches,
@@ -312,7 +261,7 @@ class CxrDataModule(L.LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             worker_init_fn=_start_worker,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin,
             timeout=WORKER_TIMEOUT if self.workers else 0,
             # Its own generator: making an iterator must not draw from the global one.
             generator=torch.Generator().manual_seed(0),
@@ -370,7 +319,10 @@ class CxrDataModule(L.LightningDataModule):
         return fixed_view("resize" if self.recipe.train_view == "resize" else "whole", self.size)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Crop and augment where the batch is now, if that was left to the device."""
+        """Gather, crop and augment where the batch is now, as far as that was left to the device."""
+        if "image" not in batch:
+            assert self.resident is not None
+            batch["image"] = self.resident.gather(batch["row"])
         if "draws" in batch:
             draws = batch.pop("draws")
             batch["image"] = augmented(

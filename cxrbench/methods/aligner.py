@@ -287,7 +287,7 @@ def random_poses(
 
 def landmarks(device: torch.device) -> Tensor:
     """Fixed places (x, y) [9, 2] over the thorax, in half sides."""
-    steps = torch.tensor([-0.6, 0.0, 0.6], device=device)
+    steps = (torch.arange(3, device=device) - 1) * 0.6
     return torch.cartesian_prod(steps, steps)
 
 

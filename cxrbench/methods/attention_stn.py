@@ -178,7 +178,7 @@ class AttentionSTN(BackboneClassifier):
             return
         image = to_unit(own["image"])
         window = self.locate(image)
-        logits = self.classify(image, window).float()
+        logits = self.classify(image, window).to(torch.float32, copy=True)  # of a CUDA graph
         self._validation.append((own["row"], logits, own["target"], own["known"]))
         self.log_dict(self.observe(window, logits, own), batch_size=len(image), sync_dist=True)
 

@@ -219,7 +219,8 @@ class Classifier(Method):
         return self.losses(batch)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits = self.logits(batch).float()
+        # A copy: in CUDA graphs (recipe.compile) the next batch is written over this one's result.
+        logits = self.logits(batch).to(torch.float32, copy=True)
         self._validation.append((batch["row"], logits, batch["target"], batch["known"]))
 
     def on_validation_epoch_end(self) -> None:
@@ -243,8 +244,8 @@ class Classifier(Method):
             )
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Probabilities [B, K] float64; ten crops are averaged as logits."""
-        return torch.sigmoid(self.logits(batch).double().cpu())
+        """Probabilities [B, K] float64 on the module's device; ten crops are averaged as logits."""
+        return torch.sigmoid(self.logits(batch).double())
 
 
 def global_batch(module: Method, batch: Batch, *names: str) -> tuple[slice, list[Tensor]]:
@@ -252,7 +253,7 @@ def global_batch(module: Method, batch: Batch, *names: str) -> tuple[slice, list
     columns = [batch[name] for name in names]  # type: ignore[literal-required]
     if not distributed.is_initialized():
         return slice(None), columns
-    # [devices, B, ...]; device r has rows r, r + devices, ...: `data.module.EpochBatches`.
+    # [devices, B, ...]; device r has rows r, r + devices, ...: `data.epoch_batches`.
     every = [_everywhere(module, column).transpose(0, 1).flatten(0, 1) for column in columns]
     return slice(distributed.get_rank(), None, distributed.get_world_size()), every
 

@@ -18,7 +18,15 @@ from cxrbench.methods.base import Batch
 from cxrbench.methods.cyclegan import CycleGAN
 from cxrbench.methods.cyclegan_training import REPORTED, CycleGANTraining, TrainingParams
 from cxrbench.methods.densenet121 import QUICK, TUNED, BackboneClassifier, BackboneParams
-from cxrbench.methods.translation import NORMAL, Domain, Translators, domains, load_translators
+from cxrbench.methods.translation import (
+    NORMAL,
+    Domain,
+    Translators,
+    load_translators,
+    note_domains,
+    places_of,
+    sent,
+)
 from cxrbench.nn.backbones import to_unit
 from cxrbench.nn.losses import masked_bce
 from cxrbench.nn.resnet_generator import SCALE
@@ -94,18 +102,23 @@ class CycleGANAugmented(BackboneClassifier):
         """Films [B, 1, S, S] in [0, 1], `target` and `known` [B, K], and which films were made, bool [B]."""
         image, target, known = to_unit(batch["image"]), batch["target"].clone(), batch["known"]
         known = known.clone()
-        drawn = torch.rand(len(image)).to(image.device) < self.params.share
-        healthy, sick = domains(target, known, self.labels)
+        drawn = (torch.rand(len(image)) < self.params.share).tolist()
+        places = {d: [n for n in of if drawn[n]] for d, of in places_of(batch, self.labels).items()}
         # What a healthy film's labels are.
-        normal = torch.tensor([label == NORMAL for label in self.labels]).to(target)
-        changes: list[tuple[Tensor, Domain, Tensor]] = [(sick & drawn, "healthy", normal)]
+        normal = torch.tensor([float(label == NORMAL) for label in self.labels])
+        normal = normal.to(target, non_blocking=True)
+        changes: list[tuple[Domain, Domain, Tensor]] = [("sick", "healthy", normal)]
         if len(self.labels) == 1:
-            changes.append((healthy & drawn, "sick", 1 - normal))
-        made = torch.zeros_like(drawn)
-        for chosen, domain, labels in changes:
-            if chosen.any():
+            changes.append(("healthy", "sick", 1 - normal))
+        made = torch.zeros(len(image), dtype=torch.bool, device=image.device)
+        for domain, wanted, labels in changes:
+            if places[domain]:
+                chosen = sent(places[domain], image.device)
                 image = image.clone()
-                translated = self.translators.translate(image[chosen], domain)
+                translated = self.translators.translate(image[chosen], wanted)
                 image[chosen] = translated.to(image.dtype)
-                target[chosen], known[chosen], made = labels, True, made | chosen
+                target[chosen], known[chosen], made[chosen] = labels, True, True
         return image, target, known, made
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return note_domains(batch, self.labels)

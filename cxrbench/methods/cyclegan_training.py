@@ -25,7 +25,14 @@ from cxrbench.core.frozen import unless_set
 from cxrbench.core.spec import Augment, MethodParams, Reading, Recipe
 from cxrbench.methods.base import Batch, Method
 from cxrbench.methods.optimisers import build_optimiser
-from cxrbench.methods.translation import Domain, GeneratorParams, domains, signed
+from cxrbench.methods.translation import (
+    Domain,
+    GeneratorParams,
+    note_domains,
+    places_of,
+    sent,
+    signed,
+)
 from cxrbench.nn.image_pool import ImagePool
 from cxrbench.nn.patchgan import PatchGAN, least_squares
 from cxrbench.nn.resnet_generator import SCALE
@@ -133,15 +140,19 @@ class CycleGANTraining(Method):
     def films(self, batch: Batch) -> dict[Domain, Tensor]:
         """The films of each domain in a batch, [n, C, S, S] in [-1, 1]."""
         films = signed(batch["image"], self.params.generator.channels)
-        healthy, sick = domains(batch["target"], batch["known"], self.labels)
-        return {"healthy": films[healthy], "sick": films[sick]}
+        places = places_of(batch, self.labels)
+        return {domain: films[sent(places[domain], films.device)] for domain in OTHER}
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return note_domains(batch, self.labels)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         films = self.films(batch)
-        counts = films["sick"].new_tensor([len(film) for film in films.values()])
+        counted = torch.tensor([float(len(film)) for film in films.values()])
+        counts = counted.to(films["sick"].device, non_blocking=True)
         shares, lacking = shares_of(counts)
         nothing = counts.new_zeros(())
-        if not counts.any():  # a rank takes part in the step all the same
+        if not counted.any():  # a rank takes part in the step all the same
             nothing = torch.stack([p.sum() for p in self.parameters()]).sum() * 0
         names = ("adversarial", "cycle", "identity", "judges", "guess")
         terms = dict.fromkeys(names, nothing)
@@ -179,7 +190,7 @@ class CycleGANTraining(Method):
 
     def _guesses(self, film: Tensor, again: Tensor) -> dict[str, Tensor]:
         """The pair of a film and its reconstruction in random order: which is first? (Bashkirova et al.)"""
-        first = torch.rand(len(film)).to(film.device).view(-1, 1, 1, 1) < 0.5
+        first = torch.rand(len(film)).to(film.device, non_blocking=True).view(-1, 1, 1, 1) < 0.5
 
         def pair(again: Tensor) -> Tensor:
             ordered = torch.cat([film, again], 1), torch.cat([again, film], 1)
@@ -193,10 +204,9 @@ class CycleGANTraining(Method):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         error = torch.full_like(batch["row"], torch.nan, dtype=torch.float64)
         films = signed(batch["image"], self.params.generator.channels)
-        for domain, mine in zip(
-            OTHER, domains(batch["target"], batch["known"], self.labels), strict=True
-        ):
-            if mine.any():
+        for domain, places in places_of(batch, self.labels).items():
+            if places:
+                mine = sent(places, films.device)
                 film = films[mine]
                 again = self.generator(domain)(self.generator(OTHER[domain])(film))
                 error[mine] = (again.float() - film).abs().flatten(1).mean(1).double()

@@ -218,10 +218,8 @@ class DeblurUNet(Method):
         return sharp
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        sharp, rows = to_unit(batch["image"]), batch["row"].tolist()
-        # By epoch and row, so that neither devices nor an interruption change the pairs.
-        seeds = [derive_seed(0, "sigma", self.current_epoch, row) for row in rows]
-        restored = self(self._blurred(sharp, torch.tensor([seed / 2**63 for seed in seeds])))
+        sharp = to_unit(batch["image"])
+        restored = self(self._blurred(sharp, self._places(batch["row"])))
         if self.params.loss == "mse":
             return F.mse_loss(restored, sharp)
         return l1_ssim(restored, sharp)
@@ -236,6 +234,14 @@ class DeblurUNet(Method):
         blurred = self._blurred(sharp, torch.tensor([row * GOLDEN % 1 for row in rows]), rows)
         loss = F.mse_loss(self(blurred), sharp)
         self.log("val_loss", loss, batch_size=len(sharp), sync_dist=True)
+
+    def _places(self, row: Tensor) -> Tensor:
+        """Where in the blind range each image's std is [B]; nothing is read where all have the same."""
+        if not self.params.blind:
+            return torch.empty(0)
+        # By epoch and row, so that neither devices nor an interruption change the pairs.
+        seeds = [derive_seed(0, "sigma", self.current_epoch, each) for each in row.tolist()]
+        return torch.tensor([seed / 2**63 for seed in seeds])
 
     def _blurred(self, sharp: Tensor, place: Tensor, seeds: list[int] | None = None) -> Tensor:
         """The other half of the pair; `place` [B] in [0, 1] is where in the blind range."""

@@ -18,6 +18,8 @@ OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
+# Those that torch has as one kernel for all weights; the others take one for each operation on lists of them.
+FUSED = ("adam", "adamw", "sgd")
 LINEAR_END = 0.01  # what a linear schedule leaves of the rate
 
 
@@ -37,6 +39,8 @@ def build_optimiser(
     if recipe.optimizer == "sgd":
         settings["momentum"] = 0.9
     settings |= (options or {}).get(recipe.optimizer, {})
+    if _fuses(module, recipe):
+        settings["fused"] = True
     groups = _groups(module, recipe.learning_rate, rates or {})
     optimiser = OPTIMISERS[recipe.optimizer](groups, **settings)
     if recipe.schedule == "plateau":
@@ -62,6 +66,16 @@ def build_optimiser(
 
     schedule = {"scheduler": LambdaLR(optimiser, factor), "interval": "step"}
     return {"optimizer": optimiser, "lr_scheduler": schedule}
+
+
+def _fuses(module: nn.Module, recipe: Recipe) -> bool:
+    """Whether the optimiser is one kernel: on a GPU, but not under a loss scaler.
+
+    A fused optimiser undoes the scale itself, so Lightning refuses to clip gradients before it. On CPUs trainings
+    keep the bits that they had.
+    """
+    on_gpu = all(p.is_cuda for p in module.parameters())
+    return on_gpu and recipe.optimizer in FUSED and recipe.precision != "16-mixed"
 
 
 def _groups(module: nn.Module, rate: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -71,10 +71,36 @@ def domains(target: Tensor, known: Tensor, labels: tuple[str, ...]) -> tuple[Ten
     known, or a label policy of training gave a share (0.3). "No Finding" counts the other way round.
     """
     known = known.bool()
-    flipped = torch.tensor([label == NORMAL for label in labels], device=target.device)
+    normal = torch.tensor([label == NORMAL for label in labels])
+    flipped = normal.to(target.device, non_blocking=True)
     found = torch.where(flipped, 1 - target, target) * known
     sick = ((found == 1) & ~flipped).any(dim=1)
     return known.any(dim=1) & ~(found > 0).any(dim=1), sick
+
+
+def note_domains(batch: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
+    """A batch that is still on the CPU with the places of the films of each domain: `domains`, lists of numbers.
+
+    On a GPU how many there are would have to be waited for in every step.
+    """
+    healthy, sick = domains(batch["target"], batch["known"], labels)
+    places = {"healthy": healthy, "sick": sick}
+    return {
+        **batch,
+        "domains": {n: mine.nonzero().flatten().tolist() for n, mine in places.items()},
+    }
+
+
+def places_of(batch: Mapping[str, Any], labels: tuple[str, ...]) -> dict[Domain, list[int]]:
+    """Where in a batch the films of each domain are, as noted or looked up now."""
+    noted = batch if "domains" in batch else note_domains(dict(batch), labels)
+    found: dict[Domain, list[int]] = noted["domains"]
+    return found
+
+
+def sent(places: list[int], device: torch.device) -> Tensor:
+    """Places as int64 [n] on a device that nobody waits for."""
+    return torch.tensor(places, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def signed(image: Tensor, channels: int = 1) -> Tensor:

@@ -71,7 +71,8 @@ def _theta(drawn: Mapping[str, Tensor], size: int, augment: Augment) -> Tensor:
     shear = torch.stack([one, across, down, one], 1).view(-1, 2, 2)
     scale = _between(drawn["scale"], augment.scale, 1.0).view(-1, 1, 1)
     shift = torch.stack([_between(drawn[n], augment.shift * size).trunc() for n in ("shift_x", "shift_y")], 1)  # fmt: skip
-    back = torch.linalg.inv(shear @ rotation * scale)
+    # `inv` would have the CPU wait for the GPU to say that it went well.
+    back, _ = torch.linalg.inv_ex(shear @ rotation * scale)
     return torch.cat([back, -back @ (shift * 2 / size).unsqueeze(2)], 2)
 
 

@@ -7,6 +7,7 @@ symmetric matrix whose rows sum to 1. Shapes: B batch, H and W sides; images [B,
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -61,6 +62,19 @@ def blur_matrix(sigma: Sigma, side: int, *, literal: bool = False) -> Tensor:
     return kernel[:, direct] + kernel[:, mirrored]
 
 
+def matrix_on(device: torch.device, sigma: Sigma, side: int, *, literal: bool = False) -> Tensor:
+    """`blur_matrix` on a device that nobody waits for; that of a number is kept there."""
+    if isinstance(sigma, Tensor):
+        return blur_matrix(sigma, side, literal=literal).to(device, non_blocking=True)
+    return _kept_matrix(device, sigma, side, literal)
+
+
+@lru_cache(maxsize=32)
+def _kept_matrix(device: torch.device, sigma: float, side: int, literal: bool) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():  # else no training could use it later
+        return blur_matrix(sigma, side, literal=literal).to(device)
+
+
 def gaussian_blur(image: Tensor, sigma: Sigma, *, literal: bool = False) -> Tensor:
     """Images [B, C, H, W] blurred with std `sigma` in pixels, float32 of the same shape.
 
@@ -70,8 +84,8 @@ def gaussian_blur(image: Tensor, sigma: Sigma, *, literal: bool = False) -> Tens
     """
     check_blur(image, sigma)
     height, width = image.shape[2:]
-    rows = blur_matrix(sigma, height, literal=literal).to(image.device)
-    columns = blur_matrix(sigma, width, literal=literal).to(image.device)
+    rows = matrix_on(image.device, sigma, height, literal=literal)
+    columns = matrix_on(image.device, sigma, width, literal=literal)
     return multiply(rows, image.double(), columns).float()
 
 

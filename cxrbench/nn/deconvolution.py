@@ -3,10 +3,12 @@
 Both go by the blur of `blur.gaussian_blur`, borders included. Shapes: B batch, H and W sides.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from cxrbench.nn.blur import Sigma, blur_matrix, check_blur, gaussian_kernel, multiply
+from cxrbench.nn.blur import Sigma, check_blur, gaussian_kernel, matrix_on, multiply
 
 TINY = 1e-12  # keeps 0/0 out of black regions, far below a grey level
 
@@ -24,7 +26,7 @@ def wiener(image: Tensor, sigma: Sigma, noise_to_signal: float = 1e-3) -> Tensor
         raise ValueError(f"noise_to_signal is {noise_to_signal}; it must be above 0")
     check_blur(image, sigma)
     height, width = image.shape[2:]
-    rows, columns = (_transfer(sigma, side).to(image.device) for side in (height, width))
+    rows, columns = (_transfer_on(image.device, sigma, side) for side in (height, width))
     transfer = rows[:, None, :, None] * columns[:, None, None, : width + 1]
     seen = image.double()
     mean = seen.mean(dim=(2, 3), keepdim=True)
@@ -52,13 +54,25 @@ def richardson_lucy(
         raise ValueError(f"iterations is {iterations}; it must be at least 1")
     check_blur(image, sigma)
     height, width = image.shape[2:]
-    rows, columns = (blur_matrix(sigma, side).to(image.device) for side in (height, width))
+    rows, columns = (matrix_on(image.device, sigma, side) for side in (height, width))
     seen = image.double().clamp(min=0)
     estimate = torch.full_like(seen, 0.5) if flat_start else seen
     for _ in range(iterations):
         ratio = seen / multiply(rows, estimate, columns).clamp(min=TINY)
         estimate = estimate * multiply(rows, ratio, columns)
     return estimate.clamp(0, 1).float()
+
+
+def _transfer_on(device: torch.device, sigma: Sigma, side: int) -> Tensor:
+    if isinstance(sigma, Tensor):
+        return _transfer(sigma, side).to(device, non_blocking=True)
+    return _kept_transfer(device, sigma, side)
+
+
+@lru_cache(maxsize=32)
+def _kept_transfer(device: torch.device, sigma: float, side: int) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():  # else no training could use it later
+        return _transfer(sigma, side).to(device)
 
 
 def _transfer(sigma: Sigma, side: int) -> Tensor:

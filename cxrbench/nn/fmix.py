@@ -114,12 +114,12 @@ def _start(image: Tensor, alpha: float, generator: torch.Generator | None) -> np
 
 
 def _permutation(image: Tensor, rng: np.random.Generator) -> Tensor:
-    return torch.from_numpy(rng.permutation(len(image))).to(image.device)
+    return torch.from_numpy(rng.permutation(len(image))).to(image.device, non_blocking=True)
 
 
 def _paste(image: Tensor, mask: NDArray[np.bool_], rng: np.random.Generator) -> Mixed:
     permutation = _permutation(image, rng)
-    own = torch.from_numpy(mask).to(image.device)
+    own = torch.from_numpy(mask).to(image.device, non_blocking=True)
     mixed = torch.where(own, image, image[permutation])
     return Mixed(mixed, permutation, float(mask.mean()), own)
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 Seconds = npt.NDArray[np.float64]
 # ratio: the peer's time over ours. extra: ours beyond the peer's, and seconds: ours, both a unit of work.
-# share: of what is counted, not timed. megabytes: peak memory.
-Quantity = Literal["ratio", "extra", "seconds", "share", "megabytes"]
-State = Literal["met", "missed", "no goal", "results differ", "not available"]
+# share: of what is counted, not timed. count: how many. megabytes: peak memory.
+Quantity = Literal["ratio", "extra", "seconds", "share", "count", "megabytes"]
+State = Literal["met", "missed", "no goal", "results differ", "not available", "failed"]
 
 ROUNDS = 7
 RESAMPLES = 2000
@@ -31,6 +31,10 @@ SHORTEST = (
 
 class NotAvailableError(Exception):
     """What a comparison needs is not on this machine; says what."""
+
+
+class ResultsDifferError(Exception):
+    """What is counted does not give what its peer gives; says how."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Counted:
-    """A value that is counted or weighed once, not timed."""
+    """A value that is counted or weighed once; `quantity` is what it is where there is no goal."""
 
     name: str
     what: str
     value: Callable[[], float]
-    goal: Goal
+    goal: Goal | None
     note: str = ""
+    quantity: Quantity = "share"
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,8 @@ class Row:
     what: str
     state: State
     goal: dict[str, Any] | None = None
-    value: float | None = None  # of the goal's quantity
+    value: float | None = None  # of the goal's quantity, or else of `quantity`
+    quantity: Quantity | None = None
     interval: tuple[float, float] | None = None  # of the value
     ratio: float | None = None
     ratio_interval: tuple[float, float] | None = None
@@ -134,10 +140,14 @@ class Row:
 
 @dataclass
 class Harness:
-    """How things are measured; `clock` and `order` are replaced in tests."""
+    """How things are measured; `clock` and `order` are replaced in tests.
+
+    `budget` are the seconds that all items together may take: what would end later is a row that says so.
+    """
 
     rounds: int = ROUNDS
     seed: int = 0
+    budget: float | None = None
     clock: Callable[[], float] = time.perf_counter
     shortest: float = SHORTEST
     order: np.random.Generator = field(init=False)
@@ -146,38 +156,55 @@ class Harness:
         if self.rounds < 2:
             raise ValueError(f"rounds is {self.rounds}; an interval needs two at least")
         self.order = np.random.default_rng(self.seed)
+        self._ends = None if self.budget is None else self.clock() + self.budget
 
     def measure(self, item: Item) -> Row:
-        """One row; what an item needs and this machine lacks makes it a row too."""
+        """One row, whatever happens: what this machine lacks, and an error, are rows too."""
         if isinstance(item, Absent):
             return Row(item.name, item.what, "not available", why=item.why)
+        goal = asdict(item.goal) if not isinstance(item, Curve) and item.goal else None
         try:
+            self._afford(0)
             if isinstance(item, Curve):
                 return self._trace(item)
             return self._count(item) if isinstance(item, Counted) else self._compare(item)
         except NotAvailableError as error:
-            goal = asdict(item.goal) if not isinstance(item, Curve) and item.goal else None
             return Row(item.name, item.what, "not available", goal=goal, why=str(error))
+        except ResultsDifferError as error:
+            return Row(item.name, item.what, "results differ", goal=goal, why=str(error))
+        except Exception as error:  # one that fails must not cost the others
+            return failed(item.name, item.what, error, goal)
+
+    def _afford(self, seconds: float) -> None:
+        if self._ends is not None and self.clock() + seconds > self._ends:
+            raise NotAvailableError(
+                f"no time: all together have {self.budget:g} s, and {max(0.0, self._ends - self.clock()):.0f} are left"
+            )
 
     def _count(self, item: Counted) -> Row:
         value = float(item.value())
+        state: State = "no goal"
+        if item.goal is not None:
+            state = "met" if item.goal.met(value) else "missed"
         return Row(
             item.name,
             item.what,
-            "met" if item.goal.met(value) else "missed",
-            goal=asdict(item.goal),
+            state,
+            goal=asdict(item.goal) if item.goal else None,
             value=value,
+            quantity=item.quantity,
             note=item.note,
         )
 
     def _compare(self, item: Comparison) -> Row:
         sides = [item.ours] if item.peer is None else [item.ours, item.peer]
-        repeats, results = zip(*(self._warm_up(side) for side in sides), strict=True)
+        repeats, results, took = zip(*(self._warm_up(side) for side in sides), strict=True)
         differs = item.equal(results[0], results[-1])
         if differs:
             goal = asdict(item.goal) if item.goal else None
             return Row(item.name, item.what, "results differ", goal=goal, why=differs)
         del results
+        self._afford(self.rounds * sum(took))
         taken = self._rounds(sides, repeats) / np.asarray(item.units)[: len(sides), None]
         return _row(item, taken, np.random.default_rng(self.seed))
 
@@ -208,18 +235,17 @@ class Harness:
             note=item.note,
         )
 
-    def _warm_up(self, side: Callable[[], Any]) -> tuple[int, Any]:
-        """(calls a round, the result)."""
+    def _warm_up(self, side: Callable[[], Any]) -> tuple[int, Any, float]:
+        """(calls a round, the result, seconds of a call)."""
         started = self.clock()
         result = side()
         took = self.clock() - started
-        if (
-            took < 10 * self.shortest
-        ):  # the first call also fills caches: for short ones that is much
+        # The first call also fills caches: for short ones that is much, and for compiled ones nearly all.
+        if took < 10 * self.shortest or self._ends is not None:
             started = self.clock()
             side()
             took = self.clock() - started
-        return max(1, round(self.shortest / took)) if took > 0 else 1, result
+        return max(1, round(self.shortest / took)) if took > 0 else 1, result, took
 
     def _rounds(self, sides: Sequence[Callable[[], Any]], repeats: Sequence[int]) -> Seconds:
         """Seconds of a call [sides, rounds]."""
@@ -239,6 +265,12 @@ class Harness:
         for _ in range(repeats):
             side()
         return (self.clock() - started) / repeats
+
+
+def failed(name: str, what: str, error: Exception, goal: dict[str, Any] | None = None) -> Row:
+    """The row of what ended with an error, with the first line of its words."""
+    words = (str(error).strip().splitlines() or [""])[0][:300]
+    return Row(name, what, "failed", goal=goal, why=f"{type(error).__name__}: {words}")
 
 
 def summary(seconds: Seconds) -> dict[str, Any]:

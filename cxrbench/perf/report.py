@@ -11,7 +11,7 @@ from cxrbench.core.store import read_json, write_json
 from cxrbench.perf.harness import LEVEL, Row
 
 SCHEMA = 1
-UNITS = {"ratio": "x", "extra": "ms", "seconds": "s", "share": "", "megabytes": "MB"}
+UNITS = {"ratio": "x", "extra": "ms", "seconds": "s", "share": "", "count": "", "megabytes": "MB"}
 HEAD = ("name", "what", "measured", "95 % interval", "goal", "ours", "peer")
 
 
@@ -132,7 +132,7 @@ def _machine(results: dict[str, Any]) -> str:
 
 def cells(row: dict[str, Any]) -> list[str]:
     """The cells of a row, in the order of HEAD."""
-    if row["state"] in ("not available", "results differ"):
+    if row["state"] in ("not available", "results differ", "failed"):
         return [
             f"`{row['name']}`",
             row["what"],
@@ -145,6 +145,8 @@ def cells(row: dict[str, Any]) -> list[str]:
     value, interval, quantity = row["ratio"], row["ratio_interval"], "ratio"
     if row["goal"]:
         value, interval, quantity = row["value"], row["interval"], row["goal"]["quantity"]
+    elif row.get("quantity"):
+        value, quantity = row["value"], row["quantity"]
     if value is None:  # alone and without a goal: its own time
         value, quantity = row["ours"]["median"], "seconds"
     measured = f"{_number(value, quantity)} {UNITS[quantity]}".strip()

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import safetensors.torch
 import torch
 from lightning import LightningModule as Module
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
-from torch import Tensor
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, distributed
 
 from cxrbench.core.errors import CxrbenchError, InterruptedRunError
 from cxrbench.core.seed import derive_seed
@@ -22,6 +23,7 @@ from cxrbench.core.store import write_atomic
 from cxrbench.methods.base import Method
 from cxrbench.runner.checkpoint import register_state, state_path
 
+SAVING = 0.02  # the most of a training's time that saving by time may take
 TWICE = 3.0  # seconds within which two stop signals are one
 SHOWN = 8  # images of a batch that an error names
 NEVER = 2**62
@@ -240,35 +242,40 @@ class KeepBest(Callback):
         self.epoch, self.value = state_dict["epoch"], state_dict["value"]
 
 
-class AveragedWeights(EMAWeightAveraging):
-    """An exponential average of the weights, still in place when KeepBest looks at the epoch."""
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
-        pass
-
-    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
-        super().on_validation_epoch_end(trainer, pl_module)
-
-
 class SaveState(Callback):
     """Saves the training state by time, by steps if asked, and at SIGTERM; at an epoch's end if it can.
+
+    By time: after `seconds`, and after as many more as keep saving at SAVING of the time (a large state on a slow disk).
 
     The first SIGTERM or SIGINT ends the step, saves and raises InterruptedRunError; another one, seconds
     later, ends the process at once. A batch system may signal a worker and its parent at the same time.
     """
 
     def __init__(
-        self, folder: Path, best: KeepBest, finite: FiniteLoss, *, steps: int, seconds: float
+        self,
+        folder: Path,
+        best: KeepBest,
+        finite: FiniteLoss,
+        *,
+        steps: int,
+        seconds: float,
+        rank_seconds: float,
     ) -> None:
         self.folder, self.best, self.finite = folder, best, finite
         self.steps, self.seconds = steps, seconds
+        self.patience = timedelta(seconds=rank_seconds)  # with a silent rank
+        self.spent = 0.0  # seconds in all
+        self._took = 0.0  # the last save, in seconds
         self._saved_at = time.monotonic()
         self._asked = False
+        self._group: Any = None  # the ranks' own, in which no GPU is waited for
         self._asked_at: float | None = None
         self._handlers: dict[signal.Signals, signal.Handlers] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
         self._saved_at = time.monotonic()
+        if trainer.world_size > 1:
+            self._group = distributed.new_group(backend="gloo", timeout=self.patience)
         if threading.current_thread() is threading.main_thread():
             self._handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), signal.SIG_DFL)
             for number in self._handlers:
@@ -300,8 +307,7 @@ class SaveState(Callback):
             return  # the epoch's end saves
         due = bool(self.steps) and (batch_idx + 1) % self.steps == 0
         if not due and self.seconds and batch_idx % 10 == 9:
-            late = time.monotonic() - self._saved_at >= self.seconds
-            due = self._agreed(trainer, late)
+            due = self._agreed(trainer, self._late())
         if asked or due:
             self._save(trainer)
         if asked:
@@ -309,19 +315,26 @@ class SaveState(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
         asked = self._agreed(trainer, self._asked)
-        late = self._agreed(trainer, time.monotonic() - self._saved_at >= self.seconds)
+        late = self._agreed(trainer, self._late())
         if asked or bool(self.steps) or late:
             self._save(trainer)
         if asked:
             raise InterruptedRunError("asked to stop; the training state is saved")
 
+    def _late(self) -> bool:
+        rationed = self._took / SAVING if self.seconds else 0.0
+        return time.monotonic() - self._saved_at >= max(self.seconds, rationed)
+
     def _agreed(self, trainer: Trainer, wish: bool) -> bool:
         """What any rank wishes: all must save together or none."""
         if trainer.world_size == 1:
             return wish
-        return bool(trainer.strategy.reduce_boolean_decision(wish, all=False))
+        wishes = torch.tensor(int(wish))  # on the CPU: this is asked in every step
+        distributed.all_reduce(wishes, group=self._group)
+        return bool(wishes)
 
     def _save(self, trainer: Trainer) -> None:
+        began = time.monotonic()
         self.finite.check(trainer)
         path = state_path(self.folder, trainer.current_epoch, trainer.global_step)
         trainer.save_checkpoint(path)
@@ -331,6 +344,8 @@ class SaveState(Callback):
             register_state(self.folder, path, trainer.current_epoch, trainer.global_step)
             self.best.forget_others()
         self._saved_at = time.monotonic()
+        self._took = self._saved_at - began
+        self.spent += self._took
 
 
 class Pulse(Callback):

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cxrbench.core.spec import Execution
+
 # torch's words in the mode that only warns, after the name of the operation.
 NAMED = re.compile(r"^(\S+) does not have a deterministic implementation")
 
@@ -29,10 +31,12 @@ def noted_operations() -> Iterator[set[str]]:
         yield found
 
 
-def promise(accelerator: str, operations: set[str]) -> dict[str, Any]:
+def promise(execution: Execution, operations: set[str]) -> dict[str, Any]:
     """What a second training of the same digest on the same machine gives, and the operations that decide it."""
-    if accelerator == "cpu":
+    if execution.accelerator == "cpu":
         same = "the same bits"
+    elif not execution.deterministic:
+        same = "the same distribution: kernels are chosen by timing them, and some sum in no fixed order"
     elif operations:
         same = "the same distribution: some operations sum in no fixed order"
     else:

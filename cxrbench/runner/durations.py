@@ -15,7 +15,8 @@ from cxrbench.runner.graph import to_json
 
 MOST_READ = 60  # artefacts of one name whose durations are read, the newest
 # What decides speed; a duration that was measured under other settings says nothing.
-SETTINGS = ("accelerator", "devices", "slots", "per_gpu", "threads", "workers")
+SETTINGS = ("accelerator", "devices", "slots", "per_gpu", "threads", "workers", "deterministic",
+            "resident")  # fmt: skip
 
 
 def likeness(node: Mapping[str, Any], among: Mapping[str, Mapping[str, Any]]) -> str:

@@ -18,6 +18,7 @@ from cxrbench.data.pixels import centre_of, kept_shape
 from cxrbench.data.splits import PARTS
 from cxrbench.methods.base import Method
 from cxrbench.runner.context import Context, Material
+from cxrbench.runner.numerics import set_numerics
 from cxrbench.runner.predict import predict_parts
 from cxrbench.runner.training import load_module, train
 
@@ -103,6 +104,8 @@ def data_module(stage: Stage, context: Context) -> tuple[CxrDataModule, list[str
         size=size,
         seed=stage.seed,
         workers=context.execution.workers,
+        pin=context.execution.accelerator == "gpu",
+        resident=context.execution.resident,
         fit_part=stage.part,
         masks=masks,
     )
@@ -124,6 +127,7 @@ def run_predict(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     if halvings:  # what did not fit there need not be tried here
         data.most = int(halvings[-1]["images"])
     module = load_module(model, context.artefact(model) / "model.safetensors")
+    set_numerics(context.execution, module.params.recipe.precision)
     facts = predict_parts(module, data, out / FILE, stage, device_of(context))
     if stage.data.label_map:
         facts["images_of_training_data"] = _shared_images(stage, context)

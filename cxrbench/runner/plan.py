@@ -6,6 +6,7 @@ specification, the code or the data change, so that asking again is quick.
 
 import contextlib
 import gc
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,9 +76,37 @@ class Plan:
 
     def demand(self) -> tuple[int, int]:
         """(trainings in this plan, trainings that the runs would need one by one)."""
-        fits = sum(stage.kind == "fit" for stage in self.graph.values())
-        alone = sum(s.kind == "fit" for run in self.runs for s in self.stages_of(run).values())
-        return fits, alone
+        found = self.trainings()
+        return sum(each.shared for each in found), sum(each.alone for each in found)
+
+    def trainings(self) -> list["Demand"]:
+        """How often each part is trained on each data set, in this plan and by runs one by one."""
+        shared = Counter(map(_part, filter(_is_fit, self.graph.values())))
+        alone = Counter(
+            _part(stage)
+            for run in self.runs
+            for stage in self.stages_of(run).values()
+            if _is_fit(stage)
+        )
+        return [Demand(*part, shared[part], alone[part]) for part in sorted(alone)]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Trainings of a part on a data set: in a plan, where each is one for all runs, and by runs one by one."""
+
+    training: str
+    dataset: str
+    shared: int
+    alone: int
+
+
+def _is_fit(stage: Stage) -> bool:
+    return stage.kind == "fit"
+
+
+def _part(stage: Stage) -> tuple[str, str]:
+    return stage.name, stage.data.dataset
 
 
 def _missing(stage: Stage, store: Store) -> Iterator[Stage]:

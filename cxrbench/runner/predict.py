@@ -54,8 +54,9 @@ def predict_rows(
         for number, batch in enumerate(loader):
             batch["image"] = batch["image"].to(device, non_blocking=True)
             rows.append(batch["row"].numpy())
-            probabilities.append(module.predict_step(batch, number).numpy())
-    found = np.concatenate(probabilities).astype(np.float64)
+            # Copied at the end: reading them here would have the GPU wait for the next batch.
+            probabilities.append(module.predict_step(batch, number))
+    found = torch.cat(probabilities).cpu().numpy().astype(np.float64)
     if not np.isfinite(found).all():
         raise DataError(
             f"{module.name}: {(~np.isfinite(found)).sum()} probabilities are not finite"

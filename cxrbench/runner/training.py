@@ -27,8 +27,8 @@ from cxrbench.core.store import fsync_tree, require_room, write_atomic, write_js
 from cxrbench.data.module import CxrDataModule
 from cxrbench.methods.base import Method
 from cxrbench.nn.backbones import read_weights
+from cxrbench.runner.averaging import AveragedWeights
 from cxrbench.runner.callbacks import (
-    AveragedWeights,
     FiniteLoss,
     History,
     KeepBest,
@@ -38,8 +38,10 @@ from cxrbench.runner.callbacks import (
     StepSeeds,
 )
 from cxrbench.runner.checkpoint import AtomicCheckpointIO, newest_state
+from cxrbench.runner.compiling import NewStep, check_graphs, compile_networks, takes_graphs
 from cxrbench.runner.determinism import noted_operations, promise
 from cxrbench.runner.halving import Parts, note_batch, read_halvings
+from cxrbench.runner.numerics import algorithms, set_numerics, times_kernels
 from cxrbench.runner.sketches import Sketches, leave_sketches
 from cxrbench.runner.tracking import end_training, training_logger
 
@@ -90,7 +92,12 @@ def make_trainer(
     if execution.devices > 1:
         backend = "nccl" if execution.accelerator == "gpu" else "gloo"
         patience = timedelta(seconds=execution.rank_seconds)
-        strategy = DDPStrategy(process_group_backend=backend, timeout=patience)
+        strategy = DDPStrategy(
+            process_group_backend=backend,
+            timeout=patience,
+            # Gradients are reduced where they lie: without a second copy of them all, and its memory.
+            gradient_as_bucket_view=True,
+        )
     return L.Trainer(
         accelerator=execution.accelerator,
         devices=execution.devices,
@@ -99,8 +106,8 @@ def make_trainer(
         max_epochs=recipe.epochs,
         accumulate_grad_batches=recipe.accumulate * parts,
         gradient_clip_val=recipe.gradient_clip,
-        # Some backward passes have no deterministic form on a GPU; there Lightning warns.
-        deterministic=True if execution.accelerator == "cpu" else "warn",
+        deterministic=algorithms(execution),  # type: ignore[arg-type]
+        benchmark=times_kernels(execution),
         callbacks=callbacks,
         logger=logger or False,  # None would be Lightning's default logger
         log_every_n_steps=50,
@@ -152,13 +159,16 @@ def train(
         finite,
         steps=execution.checkpoint_steps * parts,
         seconds=execution.checkpoint_seconds,
+        rank_seconds=execution.rank_seconds,
     )
     # A short epoch has a picture, too.
     every = min(module.sketch_steps, module.steps_per_epoch)
     sketches = [Sketches(work / SKETCHES, every)] if every else []
+    check_graphs(recipe, parts)
     averaged = [AveragedWeights(decay=recipe.ema_decay)] if recipe.ema_decay else []
+    graphs = [NewStep()] if takes_graphs(recipe) else []
     callbacks = [
-        StepSeeds(stage.seed), finite, SkippedSteps(), best, *averaged, history, *sketches, pulse, save,
+        *graphs, StepSeeds(stage.seed), finite, SkippedSteps(), best, *averaged, history, *sketches, pulse, save,
         Parts(parts),
     ]  # fmt: skip
     _hush()
@@ -166,13 +176,14 @@ def train(
     require_room(states, WEIGHTS_ON_DISK * weights, f"the states of {stage.key}")
     logger = training_logger(stage, execution, logs, attempt=attempt)
     trainer = make_trainer(recipe, execution, callbacks, work, logger, parts=parts)
+    set_numerics(execution, recipe.precision)
     resume = newest_state(states)
     if trainer.is_global_zero:
         divides = module.divisible and module.automatic_optimization
         note_batch(work, data.share(execution.devices) if divides else 0)
         print(f"{stage.key}: " + (f"resuming from {resume.name}" if resume else "from the start"))
     if recipe.compile:
-        module.compile(mode=None if recipe.compile is True else recipe.compile)
+        compile_networks(module, recipe)
     with noted_operations() as operations:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     finite.check(trainer)
@@ -186,6 +197,7 @@ def train(
             "seconds": time.monotonic() - started,
             "resumed": resume is not None,
             "attempts": attempt,
+            "seconds_saving": save.spent,
             "images_per_second": pulse.images / pulse.seconds if pulse.seconds else None,
             "parameters": sum(p.numel() for p in module.parameters()),
             "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
@@ -194,7 +206,7 @@ def train(
             "peak_gpu_memory_bytes": (
                 torch.cuda.max_memory_allocated() if execution.accelerator == "gpu" else None
             ),
-            "determinism": promise(execution.accelerator, operations),
+            "determinism": promise(execution, operations),
             "halvings": halvings,
             "data": data.facts(),
         }

@@ -76,6 +76,7 @@ def build_stage(job: Job, stage: Stage, context: Any) -> None:
         if job.store.has(stage.key):
             return
         started, cpu = time.monotonic(), time.process_time()
+        _forget_peak(job.execution)
         work = job.store.partial(stage.key)
         spent = _spent_before(work)
         if stage.kind == "fit":
@@ -280,6 +281,14 @@ def run_rank(job: Job, digest: str) -> int:
         write_json(work / f"rank-{rank}.failure.json", value)
         return code
     return 0
+
+
+def _forget_peak(execution: Execution) -> None:
+    """A worker builds several stages: the peak of GPU memory is each one's own."""
+    if execution.accelerator == "gpu" and "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
 
 
 def _cost(stage: Stage, execution: Execution, wall: float, cpu: float) -> dict[str, Any]:
