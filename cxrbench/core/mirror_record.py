@@ -18,7 +18,7 @@ from cxrbench.core.mirror import (
 )
 from cxrbench.core.record import Record
 from cxrbench.core.redact import redact
-from cxrbench.core.store import Store, read_json, write_json
+from cxrbench.core.store import Store, read_note, write_json
 
 JOB = "record"
 # A column of the run table, and the macro score that it holds; leaderboard/markdown.py calls them the same.
@@ -154,10 +154,9 @@ def _note(store: Store, record: Record) -> Path:
 
 
 def _is_there(note: Path, mode: Mode) -> bool:
-    if not note.is_file():
-        return False
-    known = read_json(note)
-    if known["mode"] == "online":
-        return True
-    run = note.parents[2] / known["folder"]
+    # What does not say where the run is says nothing: with the same id a second one takes the first's place.
+    known = read_note(note, lambda value: (str(value["mode"]), str(value["folder"])))
+    if known is None or known[0] == "online":
+        return known is not None
+    run = note.parents[2] / Path(known[1]).name
     return run.is_dir() and (mode == "offline" or is_uploaded(run))

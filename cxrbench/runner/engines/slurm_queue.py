@@ -10,11 +10,12 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cxrbench.core.errors import CxrbenchError, DataError
-from cxrbench.core.store import Store, read_json
+from cxrbench.core.errors import CxrbenchError
+from cxrbench.core.store import Store, read_note
 from cxrbench.runner.engines.slurm_batch import PREFIX, Ref
 
 CLIENT_SECONDS = 60
@@ -127,10 +128,7 @@ def read_elements(store: Store) -> Iterator[Element]:
     """What was submitted from this store, oldest first; what is no batch's file is left out."""
     batches: list[list[Element]] = []
     for path in store.root.glob("jobs/slurm/*/batch.json"):
-        try:
-            elements = _elements(path.parent.name, read_json(path))
-        except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError):
-            continue
+        elements = read_note(path, partial(_elements, path.parent.name))
         if elements:
             batches.append(elements)
     for elements in sorted(
@@ -142,7 +140,14 @@ def read_elements(store: Store) -> Iterator[Element]:
 def _elements(name: str, batch: dict[str, Any]) -> list[Element]:
     array, submitted = bool(batch["array"]), str(batch["submitted"])
     return [
-        Element(name, int(number), array, tuple(given["todo"]), tuple(given["keys"]), submitted)
+        Element(
+            name,
+            int(number),
+            array,
+            tuple(map(str, given["todo"])),
+            tuple(map(str, given["keys"])),
+            submitted,
+        )
         for number, given in batch["elements"].items()
     ]
 
