@@ -154,9 +154,11 @@ def _note(store: Store, record: Record) -> Path:
 
 
 def _is_there(note: Path, mode: Mode) -> bool:
-    # What does not say where the run is says nothing: with the same id a second one takes the first's place.
-    known = read_note(note, lambda value: (str(value["mode"]), str(value["folder"])))
-    if known is None or known[0] == "online":
-        return known is not None
-    run = note.parents[2] / Path(known[1]).name
-    return run.is_dir() and (mode == "offline" or is_uploaded(run))
+    def there(value: Any) -> bool:
+        if value["mode"] == "online":
+            return True
+        run = note.parents[2] / Path(str(value["folder"])).name
+        return run.is_dir() and (mode == "offline" or is_uploaded(run))
+
+    # What says nothing of a run is as no note: with the same id a second run takes the first one's place.
+    return read_note(note, there) or False

@@ -139,6 +139,14 @@ def read_note(path: Path, take: Callable[[Any], T]) -> T | None:
         return None
 
 
+def a_number(value: Any) -> float:
+    """What counts steps or seconds in such a file; ValueError for what no counting gives."""
+    found = float(value)
+    if not 0 <= found < 2**53:
+        raise ValueError(f"{value!r:.40} counts nothing")
+    return found
+
+
 class Lock:
     """An advisory lock on a file that the kernel frees when its holders die.
 

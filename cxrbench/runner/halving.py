@@ -14,7 +14,7 @@ from lightning import LightningModule as Module
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
-from cxrbench.core.store import read_note, write_json
+from cxrbench.core.store import a_number, read_note, write_json
 from cxrbench.data.micro_batches import equal_part
 from cxrbench.runner.checkpoint import saved_states
 from cxrbench.runner.faults import MemoryFullError
@@ -43,7 +43,7 @@ def halve(work: Path, error: MemoryFullError) -> int:
 
     Raises MemoryFullError with the reason where there is no half.
     """
-    whole = read_note(work / BATCH, lambda value: int(value["images"]))
+    whole = read_note(work / BATCH, lambda value: int(a_number(value["images"])))
     if whole is None:
         raise MemoryFullError(f"{error}; nothing to halve: the training had not begun")
     if not whole:

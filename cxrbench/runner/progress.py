@@ -9,7 +9,7 @@ from typing import Any, Literal
 from cxrbench.core.errors import DataError
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
-from cxrbench.core.store import MISFITS, Store, read_note
+from cxrbench.core.store import MISFITS, Store, a_number, read_note
 from cxrbench.runner.durations import Durations
 from cxrbench.runner.estimate import Pulse, Span, Task, left_of_stage, time_left
 from cxrbench.runner.gpu_wait import said_to_wait
@@ -69,8 +69,8 @@ def read_pulse(store: Store, key: str) -> Pulse | None:
     """How far a training of the store says it is; None where it has not said anything yet."""
 
     def pulse(value: Any) -> Pulse:
-        whole = {name: int(value[name]) for name in ("done", "of", "first", "epoch")}
-        return Pulse(**whole, seconds=float(value["stepping"]))
+        whole = {name: int(a_number(value[name])) for name in ("done", "of", "first", "epoch")}
+        return Pulse(**whole, seconds=a_number(value["stepping"]))
 
     return read_note(store.root / "partial" / key / "progress.json", pulse)
 
@@ -78,7 +78,7 @@ def read_pulse(store: Store, key: str) -> Pulse | None:
 def _spent(store: Store, key: str) -> float:
     """Seconds that earlier tries of a stage took, which its measured duration will count."""
     note = store.root / "partial" / key / "spent.json"
-    return read_note(note, lambda value: float(value["seconds"])) or 0.0
+    return read_note(note, lambda value: a_number(value["seconds"])) or 0.0
 
 
 @dataclass
@@ -180,18 +180,23 @@ def from_json(value: Any) -> Status:
     """The status of `to_json`; DataError for anything else."""
     try:
         counts = {
-            (str(each["kind"]), str(each["name"])): {s: int(each[s]) for s in STATES}
+            (str(each["kind"]), str(each["name"])): {s: int(a_number(each[s])) for s in STATES}
             for each in value["stages"]
         }
         running = [
             Running(
-                str(each["key"]), int(each["done"]), int(each["of"]), float(each["elapsed"]),
+                str(each["key"]), int(a_number(each["done"])), int(a_number(each["of"])),
+                a_number(each["elapsed"]),
                 _span(each["left"]), str(each.get("waits", "")),
             )
             for each in value["running"]
         ]  # fmt: skip
         return Status(
-            counts, running, float(value["elapsed"]), _span(value["left"]), bool(value["stopping"])
+            counts,
+            running,
+            a_number(value["elapsed"]),
+            _span(value["left"]),
+            bool(value["stopping"]),
         )
     except MISFITS as error:
         raise DataError(f"not a sweep's status: {type(error).__name__}: {error}") from None
@@ -201,5 +206,5 @@ def _span(value: Any) -> Span | None:
     return (
         None
         if value is None
-        else Span(float(value["low"]), float(value["high"]), bool(value["open"]))
+        else Span(a_number(value["low"]), a_number(value["high"]), bool(value["open"]))
     )

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from cxrbench.core.errors import DataError
-from cxrbench.core.store import Store, read_json, read_note
+from cxrbench.core.store import Store, a_number, read_json, read_note
 from cxrbench.runner.notice import running_sweeps
 
 
@@ -38,7 +38,7 @@ def read_status(store: Store) -> dict[str, Any]:
 
 
 def _steps(pulse: Any) -> str:
-    return f"step {int(pulse['done'])} of {int(pulse['of'])}"
+    return f"step {int(a_number(pulse['done']))} of {int(a_number(pulse['of']))}"
 
 
 def _with_progress(

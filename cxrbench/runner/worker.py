@@ -28,6 +28,7 @@ from cxrbench.core.store import (
     HOME_VARIABLE,
     MISFITS,
     Store,
+    a_number,
     read_json,
     read_json_as,
     read_note,
@@ -78,7 +79,13 @@ def read_failure(path: Path) -> dict[str, Any] | None:
     """Why a stage, or a rank of it, failed; None where nothing says it."""
 
     def failure(value: Any) -> dict[str, Any]:
-        return {**value, "error": str(value["error"]), "exit_code": int(value["exit_code"])}
+        need = int(a_number(value.get("need", 0)))
+        return {
+            **value,
+            "error": str(value["error"]),
+            "exit_code": int(value["exit_code"]),
+            "need": need,
+        }
 
     return read_note(path, failure)
 
@@ -134,7 +141,7 @@ def _spent_before(work: Path) -> float:
     note, pulse = work / "spent.json", work / "progress.json"
     spent = 0.0
     for path in (note, pulse):
-        spent += read_note(path, lambda value: float(value["seconds"])) or 0.0
+        spent += read_note(path, lambda value: a_number(value["seconds"])) or 0.0
     if pulse.is_file():
         write_json(note, {"seconds": spent})
         pulse.unlink()
@@ -256,7 +263,7 @@ def _first_failure(work: Path, execution: Execution) -> CxrbenchError:
         error = kind(f"{rank}{own['error']}")
         error.exit_code = own["exit_code"]
         if isinstance(error, MemoryHeldError):
-            error.need = int(own.get("need", 0))
+            error.need = own["need"]
         return error
     left = {str(value.get("rank")) for value in values}
     silent = [str(rank) for rank in range(execution.devices) if str(rank) not in left]

@@ -192,8 +192,8 @@ def test_plans_and_bindings(store: Store) -> None:
 
 
 def test_caches_of_pixels(store: Store) -> None:
-    def read(row: int) -> Any:
-        return np.full((8, 8), row, np.uint8)
+    def read(row: int, sides: list[int]) -> Any:
+        return [np.full((side, side), row, np.uint8) for side in sides]
 
     def opened() -> Any:
         return open_pixels(read, ["a", "b"], {"identity": 1}, 8, store)
@@ -211,7 +211,7 @@ def test_caches_of_pixels(store: Store) -> None:
 
 def test_remembered_pairs_of_alike_films(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
-    one = draw.integers(0, 256, (64, 64), np.uint8)
+    one = draw.integers(0, 256, (32, 32), np.uint8)
     films = np.stack([one, np.clip(one.astype(int) + 1, 0, 255).astype(np.uint8), one.T])
     names = ["a", "b", "c"]
     known = Thumbnails(names, films)

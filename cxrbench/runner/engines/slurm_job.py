@@ -11,12 +11,13 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cxrbench.core.provenance import VARIABLES
 from cxrbench.core.stage import Stage
-from cxrbench.core.store import Store, read_json, read_json_as, read_note, write_json
+from cxrbench.core.store import Store, read_json_as, read_note, write_json
 from cxrbench.runner.engines.base import WORKER_VARIABLES
 from cxrbench.runner.engines.slurm_batch import SIGNAL
 from cxrbench.runner.engines.slurm_queue import SlurmError, call
@@ -53,7 +54,8 @@ class BatchJob:
         # What the queue gives back was written by `submit_plan`: the same command writes another.
         self.batch, self.given = read_json_as(folder / "batch.json", self._taken, "a batch of jobs")
         self.store = Store(Path(self.batch["store"]))
-        self.plan = Plan.from_json(read_json(Path(self.batch["plan"])), where=self.batch["plan"])
+        plan = Path(self.batch["plan"])
+        self.plan = read_json_as(plan, partial(Plan.from_json, where=str(plan)), "a plan")
         self.signals: list[int] = []
         self.worker: subprocess.Popen[bytes] | None = None
 
@@ -65,6 +67,8 @@ class BatchJob:
             texts.append(given["job"])
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a name that is no text")
+        if not Path(batch["plan"]).is_file():
+            raise ValueError("its plan is gone")
         return {**batch, "timeouts": int(batch["timeouts"]), "again": bool(batch["again"])}, given
 
     def run(self) -> int:

@@ -209,6 +209,39 @@ def _accounted(store: Store, element: Element, accounts: Mapping[Ref, QueuedJob]
     return accounts.get(ref) or QueuedJob(ref, "gone")
 
 
+def settled(store: Store, queue: Mapping[tuple[str, int], QueuedJob], *, before: str) -> list[Path]:
+    """What this user submitted before a time (ISO, UTC) and nobody needs any more, oldest first.
+
+    These are batches without a living job, of which every stage is built or was given to a later batch, and then the
+    plans that no other batch names.
+    """
+    batches: dict[str, list[Element]] = {}
+    newest: dict[str, str] = {}  # stage key -> the batch that it was given to last
+    for element in read_elements(store):
+        batches.setdefault(element.batch, []).append(element)
+        newest.update(dict.fromkeys(element.keys, element.batch))
+
+    def over(element: Element) -> bool:
+        job = queue.get((element.batch, element.number))
+        left = (k for k in element.keys if newest[k] == element.batch and not store.has(k))
+        return element.submitted < before and not (job and job.alive) and not any(left)
+
+    folder = slurm_folder(store)
+    found = [folder / batch for batch, elements in batches.items() if all(map(over, elements))]
+    found = [
+        path for path in found if path.stat().st_uid == os.getuid()
+    ]  # of others' jobs the queue says nothing
+
+    def plan_of(path: Path) -> Path:
+        return (
+            folder
+            / Path(read_note(path / "batch.json", lambda batch: str(batch["plan"])) or "").name
+        )
+
+    kept = {plan_of(path) for path in folder.glob("*/") if path not in found}
+    return [*found, *(dict.fromkeys(plan for path in found if (plan := plan_of(path)) not in kept))]
+
+
 def slurm_folder(store: Store) -> Path:
     """Where batches are kept."""
     return store.folder("jobs", "slurm")
