@@ -137,6 +137,8 @@ class Progress:
         left = left_of_stage(self.durations.of(stage), spent, pulse)
         done, of = (pulse.done, pulse.of) if pulse else (0, 0)
         waits = said_to_wait(self.store.root / "partial" / stage.key)
+        if waits and left:  # for how long, only others know
+            left = Span(left.low, left.high, open=True)
         return Running(stage.key, done, of, elapsed, left, waits)
 
     def _task(self, stage: Stage) -> Task:

@@ -125,7 +125,10 @@ class _Submitter:
         # What has done its work would pile up by submissions: logs, jobs, and a plan for each.
         old = datetime.now(UTC) - timedelta(days=LOG_DAYS)
         for path in settled(self.store, queue, before=old.isoformat()):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         for batch in self._batches(all_chains(pending, self.store)):
             self._send(batch)
         self._send_records()

@@ -51,7 +51,6 @@ class BatchJob:
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder, self.environment = folder, environment
         self.number, self.job = own_number(environment)
-        # What the queue gives back was written by `submit_plan`: the same command writes another.
         self.batch, self.given = read_json_as(folder / "batch.json", self._taken, "a batch of jobs")
         self.store = Store(Path(self.batch["store"]))
         plan = Path(self.batch["plan"])

@@ -228,18 +228,20 @@ def settled(store: Store, queue: Mapping[tuple[str, int], QueuedJob], *, before:
 
     folder = slurm_folder(store)
     found = [folder / batch for batch, elements in batches.items() if all(map(over, elements))]
-    found = [
-        path for path in found if path.stat().st_uid == os.getuid()
-    ]  # of others' jobs the queue says nothing
+    # Of the jobs of others the queue says nothing.
+    found = [path for path in found if path.stat().st_uid == os.getuid()]
 
-    def plan_of(path: Path) -> Path:
-        return (
-            folder
-            / Path(read_note(path / "batch.json", lambda batch: str(batch["plan"])) or "").name
-        )
+    def plan_of(path: Path) -> str | None:
+        return read_note(path / "batch.json", lambda batch: Path(batch["plan"]).name)
 
-    kept = {plan_of(path) for path in folder.glob("*/") if path not in found}
-    return [*found, *(dict.fromkeys(plan for path in found if (plan := plan_of(path)) not in kept))]
+    plans = {
+        path.name: path for path in folder.glob("plan-*.json")
+    }  # and nothing else, whatever is named
+    for path in folder.glob("*/"):
+        if path not in found:
+            plans.pop(plan_of(path) or "", None)
+    named = dict.fromkeys(map(plan_of, found))
+    return [*found, *(plans[name] for name in named if name in plans)]
 
 
 def slurm_folder(store: Store) -> Path:
