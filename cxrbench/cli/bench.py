@@ -75,6 +75,7 @@ def run(
     halve_on_oom: common.HalveOnOom = False,
     deterministic: common.Deterministic = False,
     resident: common.Resident = False,
+    wait_for_gpu_mem: common.WaitForGpuMem = None,
     wandb: common.Wandb = None,
     engine: common.Engine = "local",
     partition: common.Partition = None,
@@ -130,7 +131,7 @@ def run(
     place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
     where = cluster.settle(place, spec, gpus, devices, accelerator, None, workers, wandb,
                            rank_seconds=rank_seconds, halve_on_oom=halve_on_oom,
-                           deterministic=deterministic, resident=resident)  # fmt: skip
+                           deterministic=deterministic, resident=resident, wait_for_gpu_mem=wait_for_gpu_mem)  # fmt: skip
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 
@@ -174,6 +175,7 @@ def bench(
     halve_on_oom: common.HalveOnOom = False,
     deterministic: common.Deterministic = False,
     resident: common.Resident = False,
+    wait_for_gpu_mem: common.WaitForGpuMem = None,
     wandb: common.Wandb = None,
     engine: common.Engine = "local",
     partition: common.Partition = None,
@@ -197,7 +199,7 @@ def bench(
     place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
     where = cluster.settle(place, spec, gpus, devices, accelerator, slots, workers, wandb, per_gpu=per_gpu,
                            rank_seconds=rank_seconds, halve_on_oom=halve_on_oom,
-                           deterministic=deterministic, resident=resident)  # fmt: skip
+                           deterministic=deterministic, resident=resident, wait_for_gpu_mem=wait_for_gpu_mem)  # fmt: skip
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 

@@ -69,6 +69,13 @@ Resident = Annotated[
         help="Keep a training's pixels in GPU memory; with recipe.augment.on device or no augmentation.",
     ),
 ]
+WaitForGpuMem = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME[,GIB]",
+        help="Wait so long (30 is minutes, 2:00:00) for GPU memory that others hold; begin no stage before GIB are free.",
+    ),
+]
 Wandb = Annotated[
     str | None, typer.Option(help="online, offline or off. (default: online if logged in)")
 ]

@@ -114,6 +114,10 @@ class Execution(Frozen):
         description="a training's pixels lie on its device, where the loader leaves them alone",
     )
     halve_on_oom: bool = Field(False, description="half the images at once where memory is short")
+    gpu_mem_seconds: float = Field(
+        0.0, ge=0, description="a stage's waiting for GPU memory that others hold, at most"
+    )
+    gpu_mem_gib: float = Field(0.0, ge=0, description="free before a stage begins; 0 asks for none")
     wandb: Literal["off", "offline", "online"] = "off"
     group: str = ""
 
