@@ -77,8 +77,9 @@ def test_a_machine_without_gpus_shares_none(monkeypatch: pytest.MonkeyPatch) -> 
         devices.choose(per_gpu=2)
 
 
-def settled(place: cluster.Place = LOCAL, **options: Any) -> Execution:
-    return cluster.settle(place, SPEC, 0, None, None, 0, 0, "off", **options).execution
+def settled(place: cluster.Place = LOCAL, per_gpu: int = 1, **options: Any) -> Execution:
+    hardware = cluster.Hardware(gpus=0, slots=0, workers=0, per_gpu=per_gpu)
+    return cluster.settle(place, SPEC, hardware, "off", **options).execution
 
 
 def test_options_of_the_command_are_recorded() -> None:

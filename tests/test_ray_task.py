@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cxrbench.cli.cluster import Place, settle
+from cxrbench.cli.cluster import Hardware, Place, settle
 from cxrbench.core.errors import ConfigError, CxrbenchError, MissingInputError, UsageError
 from cxrbench.core.spec import BenchSpec, Execution
 from cxrbench.runner.engines import ray_engine, ray_task
@@ -346,8 +346,7 @@ def place(**given: Any) -> Place:
 
 
 def settled(where: Place, **given: Any) -> Execution:
-    words = dict.fromkeys(("gpus", "devices", "accelerator", "workers")) | {"slots": 0, **given}
-    return settle(where, SPEC, wandb="off", **words).execution
+    return settle(where, SPEC, Hardware(**{"slots": 0, **given}), wandb="off").execution
 
 
 def test_a_package_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,8 +129,8 @@ def run(
         where="options",
     )
     place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
-    where = cluster.settle(place, spec, gpus, devices, accelerator, None, workers, wandb,
-                           rank_seconds=rank_seconds, halve_on_oom=halve_on_oom,
+    hardware = cluster.Hardware(gpus=gpus, devices=devices, accelerator=accelerator, workers=workers)  # fmt: skip
+    where = cluster.settle(place, spec, hardware, wandb, rank_seconds=rank_seconds, halve_on_oom=halve_on_oom,
                            deterministic=deterministic, resident=resident, wait_for_gpu_mem=wait_for_gpu_mem)  # fmt: skip
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
@@ -197,8 +197,9 @@ def bench(
     registry = common.registry_of(plugin)
     spec = _spec(spec_file, registry, only, data)
     place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
-    where = cluster.settle(place, spec, gpus, devices, accelerator, slots, workers, wandb, per_gpu=per_gpu,
-                           rank_seconds=rank_seconds, halve_on_oom=halve_on_oom,
+    hardware = cluster.Hardware(gpus=gpus, devices=devices, accelerator=accelerator, workers=workers,
+                                slots=slots, per_gpu=per_gpu)  # fmt: skip
+    where = cluster.settle(place, spec, hardware, wandb, rank_seconds=rank_seconds, halve_on_oom=halve_on_oom,
                            deterministic=deterministic, resident=resident, wait_for_gpu_mem=wait_for_gpu_mem)  # fmt: skip
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 

@@ -39,6 +39,24 @@ class Place:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a training has and how many stages run at once, as given on the command line; None: not given."""
+
+    gpus: int | None = None
+    devices: int | None = None
+    accelerator: str | None = None
+    workers: int | None = None
+    slots: int | None = (
+        None  # None: one stage after the other; 0: as many as the hardware has room for
+    )
+    per_gpu: int = 1
+
+    def of_one(self) -> dict[str, Any]:
+        """What says the devices of a training."""
+        return {"gpus": self.gpus, "devices": self.devices, "accelerator": self.accelerator}
+
+
 @dataclass(frozen=True)
 class Where:
     """A specification with the execution that was settled for it."""
@@ -51,22 +69,14 @@ class Where:
 def settle(
     place: Place,
     spec: "BenchSpec",
-    gpus: int | None,
-    devices: int | None,
-    accelerator: str | None,
-    slots: int | None,
-    workers: int | None,
+    hardware: Hardware,
     wandb: str | None,
     *,
-    per_gpu: int = 1,
     rank_seconds: float | None = None,
     wait_for_gpu_mem: str | None = None,
     **switches: bool,
 ) -> Where:
-    """The options as an execution; `slots` is None where there is one stage after the other.
-
-    `switches` are fields of the execution that are on or off.
-    """
+    """The options as an execution; `switches` are fields of it that are on or off."""
     from cxrbench.core.spec import Execution
     from cxrbench.runner.devices import choose, waiting
 
@@ -82,7 +92,7 @@ def settle(
         if not 0 < rank_seconds < math.inf:
             raise UsageError(f"--rank-seconds {rank_seconds:g}: give more than 0 seconds")
         update["rank_seconds"] = rank_seconds
-    if per_gpu > 1 and place.engine != "local":
+    if hardware.per_gpu > 1 and place.engine != "local":
         raise UsageError(
             f"--per-gpu is for --engine local; a job of {place.engine} has its GPUs alone"
         )
@@ -93,21 +103,22 @@ def settle(
     if place.ray_address is not None and place.engine != "ray":
         raise UsageError("--ray-address needs --engine ray")
     if place.engine == "ray":
-        return _on_ray(place, spec, gpus, devices, accelerator, slots, workers, update)
+        return _on_ray(place, spec, hardware, update)
     if place.engine == "slurm":
-        if slots:
+        if hardware.slots:
             raise UsageError(
                 "--slots is for --engine local and ray; SLURM's queue has its own limits"
             )
-        return _on_cluster(place, spec, gpus, devices, accelerator, workers, update)
+        return _on_cluster(place, spec, hardware, update)
     if given := place.request():
         instead = "slurm or ray" if "cpus" in given else "slurm"
         raise UsageError(f"--{next(iter(given))} needs --engine {instead}")
-    slots = 1 if slots is None else slots
     chosen = choose(
-        gpus=gpus, devices=devices, accelerator=accelerator, slots=slots, workers=workers,
-        per_gpu=per_gpu,
-    )  # fmt: skip
+        **hardware.of_one(),
+        slots=1 if hardware.slots is None else hardware.slots,
+        workers=hardware.workers,
+        per_gpu=hardware.per_gpu,
+    )
     if wait_for_gpu_mem is not None:
         update |= waiting(wait_for_gpu_mem, chosen.accelerator)
     return Where(spec, Execution.parse({**chosen.model_dump(), **update}, where="options"), None)
@@ -116,20 +127,18 @@ def settle(
 def _on_cluster(
     place: Place,
     spec: "BenchSpec",
-    gpus: int | None,
-    devices: int | None,
-    accelerator: str | None,
-    workers: int | None,
+    hardware: Hardware,
     update: dict[str, Any],
 ) -> Where:
     from cxrbench.core.cluster import Cluster
     from cxrbench.core.spec import Execution
     from cxrbench.runner.devices import gpus_of_jobs, precision_of_jobs
 
-    given = place.request() | ({"workers": workers} if workers is not None else {})
+    workers = {} if hardware.workers is None else {"workers": hardware.workers}
+    given = place.request() | workers
     asked = Cluster.parse({**spec.cluster.model_dump(), **given}, where="options")
-    asked = gpus_of_jobs(asked, gpus=gpus, devices=devices, accelerator=accelerator)
-    kind, count = ("gpu", asked.gpus) if asked.gpus else ("cpu", devices or 1)
+    asked = gpus_of_jobs(asked, **hardware.of_one())
+    kind, count = ("gpu", asked.gpus) if asked.gpus else ("cpu", hardware.devices or 1)
     execution = Execution.parse({**update, "accelerator": kind, "devices": count}, where="options")
     settled = spec.model_copy(update={"cluster": asked})
     return Where(settled, execution, precision_of_jobs(settled, asked))
@@ -138,11 +147,7 @@ def _on_cluster(
 def _on_ray(
     place: Place,
     spec: "BenchSpec",
-    gpus: int | None,
-    devices: int | None,
-    accelerator: str | None,
-    slots: int | None,
-    workers: int | None,
+    hardware: Hardware,
     update: dict[str, Any],
 ) -> Where:
     """On a Ray of this machine as the local engine would; on a cluster what is said of its nodes."""
@@ -153,19 +158,17 @@ def _on_ray(
     if other := [name for name in place.request() if name != "cpus"]:
         raise UsageError(f"--{other[0]} needs --engine slurm; Ray is asked for --gpus and --cpus")
     require_ray()
-    slots = 1 if slots is None else slots
+    slots = 1 if hardware.slots is None else hardware.slots
     address = place.ray_address or os.environ.get("RAY_ADDRESS", "")
     if not address:
-        chosen = choose(
-            gpus=gpus, devices=devices, accelerator=accelerator, slots=slots, workers=workers
-        )
+        chosen = choose(**hardware.of_one(), slots=slots, workers=hardware.workers)
         cores = place.cpus or max(1, (os.cpu_count() or 1) // chosen.slots)
         update = {**chosen.model_dump(), **update, "cores": cores}
         return Where(spec, Execution.parse(update, where="options"), None)
     check_address(address)  # before a plan that may take minutes
     if spec.cluster.stages:
         say("cluster.stages is for --engine slurm: Ray is asked the same for every chain of stages")
-    settled = _on_cluster(place, spec, gpus, devices, accelerator, workers, update)
+    settled = _on_cluster(place, spec, hardware, update)
     asked, base = settled.spec.cluster, settled.execution
     job = execution_of_job(base, asked, asked)
     more = {"slots": slots, "cores": cores_of_job(asked, job.devices), "ray_address": address}

@@ -250,7 +250,7 @@ class CxrDataModule(L.LightningDataModule):
     ) -> DataLoader[Batch]:
         # A device gathers in a hook of the trainer, so only where there is one.
         there = self.resident is not None and self.trainer is not None and self.masks is None
-        there = there and view.leaves(self.pixels.shape[-1])
+        there = there and not isinstance(self.pixels, Films) and view.leaves(self.pixels.shape[-1])
         dataset = ViewDataset(
             self.pixels, self.index, view, self.seed, self.masks, draws, resident=there
         )
