@@ -18,7 +18,13 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 SLOW_VARIABLE = "CXRBENCH_SLOW"
-LONGEST = ("test_runner.py", "test_resume.py", "test_conformance.py", "test_site.py")
+LONGEST = (
+    "test_runner.py",
+    "test_conformance.py",
+    "test_site.py",
+    "test_perf.py",
+    "test_trainings.py",
+)
 SAMPLES_VARIABLE = "CXRBENCH_SAMPLES"
 
 
