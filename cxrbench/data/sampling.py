@@ -80,9 +80,10 @@ def _pools(
     target = index.targets[rows].astype(float)
     flipped = np.array([label == NORMAL for label in index.labels])
     found = np.where(flipped, 1 - target, target)
-    sick = ((found == 1) & ~flipped).any(axis=1)
-    known = np.isfinite(found)
-    return sick, known.any(axis=1) & ~(np.nan_to_num(found) > 0).any(axis=1)
+    sick: npt.NDArray[np.bool_] = ((found == 1) & ~flipped).any(axis=1)
+    marked: npt.NDArray[np.bool_] = (np.nan_to_num(found) > 0).any(axis=1)
+    known: npt.NDArray[np.bool_] = np.isfinite(found).any(axis=1)
+    return sick, np.logical_and(known, ~marked)
 
 
 def _mean(
