@@ -14,6 +14,7 @@ from PIL import Image
 from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.registry import Registry
 from cxrbench.core.spec import Augment, Execution, Recipe
+from cxrbench.core.stage import fit
 from cxrbench.core.store import Store
 from cxrbench.data import pixel_cache
 from cxrbench.data.film_cache import Films, open_films
@@ -21,10 +22,11 @@ from cxrbench.data.index import Index
 from cxrbench.data.kermany import Kermany
 from cxrbench.data.module import CxrDataModule
 from cxrbench.data.pixels import UnreadableImageError, decode, kept_shape, read_at
+from cxrbench.methods.cyclegan import CycleGAN, CycleGANParams
 from cxrbench.methods.cyclegan_training import CycleGANTraining, TrainingParams
 from cxrbench.runner.bind import bind
 from cxrbench.runner.context import Context, Material
-from cxrbench.runner.execute import ChosenImages
+from cxrbench.runner.execute import ChosenImages, data_module
 from cxrbench.runner.sides import side_of
 
 SHAPES = [(40, 60), (60, 40), (50, 50), (41, 90), (20, 31), (64, 70)]
@@ -250,6 +252,21 @@ def test_drawn_squares_are_the_same_in_every_reading(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, plain)
     np.testing.assert_array_equal(context.masks(view, 32, "centre"), context.masks(view, 32))
     assert len(list((store.root / "pixels").iterdir())) == 2  # films and masks
+
+
+def test_masks_come_with_the_films_where_the_score_reads_them(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    binding = bind(Registry(), "phantom", None, {"images": 60}, "holdout", store)
+    view = binding.view(fold=0, seed=0, skip_unreadable=False)
+    context = Context(store, Registry(), {"phantom": None}, Execution())
+    whole = Recipe(size=32, load=32, train_view="resize")
+    for statistic in ("lungs", "mean"):
+        stage = fit(CycleGAN, view, CycleGANParams(statistic=statistic, recipe=whole))  # type: ignore[arg-type]
+        batch = next(iter(data_module(stage, context)[0].test_dataloader()))
+        assert ("mask" in batch) == (statistic == "lungs")
+        if statistic == "lungs":
+            rows = batch["row"].numpy()
+            np.testing.assert_array_equal(batch["mask"][:, 0], context.masks(view, 32)[rows])
 
 
 def test_a_reader_that_squeezes_films_itself_cannot_keep_their_shape() -> None:

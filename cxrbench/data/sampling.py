@@ -80,9 +80,9 @@ def _pools(
     target = index.targets[rows].astype(float)
     flipped = np.array([label == NORMAL for label in index.labels])
     found = np.where(flipped, 1 - target, target)
-    sick = ((found == 1) & ~flipped).any(axis=1)
-    known = np.isfinite(found)
-    return sick, known.any(axis=1) & ~(np.nan_to_num(found) > 0).any(axis=1)
+    sick = np.any((found == 1) & ~flipped, axis=1)
+    known, marked = np.any(np.isfinite(found), axis=1), np.any(np.nan_to_num(found) > 0, axis=1)
+    return np.asarray(sick, np.bool_), np.asarray(known & ~marked, np.bool_)
 
 
 def _mean(
