@@ -269,7 +269,18 @@ def test_what_is_trained_is_the_baseline_on_crops(preset: Any) -> None:
     assert find_leaks(score(predict(model, VIEW), replicates=0, seed=0)) == []
     analyses = ThoraxCrop.analyses(VIEW, params, model)
     assert all(stage.part == "test" for stage in analyses.values())
-    assert ("detector" in analyses) is (preset != "quick")
+    assert "detector" in analyses, "it is fitted on other data"
+
+
+def test_quick_fits_its_detector_at_home_where_no_lung_masks_are_given() -> None:
+    params = ThoraxCrop.resolve("quick", {}, {}, where="x")
+    alone = replace(VIEW, externals={})
+    assert ThoraxCrop.detector(VIEW, params).data == MASKS
+    assert ThoraxCrop.detector(alone, params).data == alone
+    home = ThoraxCrop.resolve("quick", {"detector_data": "home"}, {}, where="x")
+    assert ThoraxCrop.detector(VIEW, home).data == VIEW
+    model = ThoraxCrop.stages(alone, params)
+    assert "detector" not in ThoraxCrop.analyses(alone, params, model)
 
 
 def test_a_detector_of_other_data_is_one_for_all_folds() -> None:
