@@ -6,8 +6,11 @@ nobody may overtake) leaves the GPU idle while the next operations are sent. For
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_methods import METHODS, VIEW, load
@@ -20,6 +23,9 @@ from cxrbench.core.errors import ConfigError
 from cxrbench.core.registry import load_target
 from cxrbench.core.spec import Augment, Execution, Recipe
 from cxrbench.core.stage import Stage
+from cxrbench.data.index import Index
+from cxrbench.data.module import CxrDataModule
+from cxrbench.data.resident import check_room
 from cxrbench.methods.optimisers import build_optimiser
 from cxrbench.nn import blur, deconvolution
 from cxrbench.nn.augment import DRAWS, augmented
@@ -335,3 +341,56 @@ def test_saving_takes_no_more_than_its_share_of_the_time(
     assert not save._late()
     now[0] += 1
     assert save._late()
+
+
+# --- pixels on the device
+
+TRAINER = SimpleNamespace(
+    global_rank=0,
+    world_size=1,
+    fit_loop=SimpleNamespace(
+        epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)),
+        epoch_loop=SimpleNamespace(
+            batch_progress=SimpleNamespace(current=SimpleNamespace(ready=0))
+        ),
+    ),
+)
+
+
+def served(recipe: Recipe, *, resident: bool) -> list[dict[str, Any]]:
+    """The training batches of 24 random images, as they leave the loader."""
+    rows = 24
+    pixels = np.random.default_rng(0).integers(0, 256, (rows, 20, 20), dtype=np.uint8)
+    names = [str(row) for row in range(rows)]
+    frame = pd.DataFrame({"image_id": names, "patient_id": names, "path": "", "a": 0.0})
+    parts = np.full(rows, "train", object)
+    data = CxrDataModule(Index("x", frame, ("a",)), pixels, parts, recipe, size=recipe.size, seed=3, resident=resident)  # fmt: skip
+    data.trainer = TRAINER  # type: ignore[assignment]
+    loaded = list(data.train_dataloader())
+    kept = [{"in_loader": "image" in batch} for batch in loaded]
+    return [{**note, **data.on_after_batch_transfer(batch, 0)} for note, batch in zip(kept, loaded, strict=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "gathered"),
+    [
+        ({"size": 20, "train_view": "whole"}, True),
+        ({"size": 16, "augment": Augment(rotate=9, horizontal_flip=0.5, on="device")}, True),
+        ({"size": 16}, False),  # the loader crops
+        ({"size": 20, "train_view": "whole", "augment": Augment(rotate=9)}, False),
+    ],
+)
+def test_resident_pixels_make_the_loader_s_batches(fields: dict[str, Any], gathered: bool) -> None:
+    recipe = Recipe(batch_size=8, load=20, **fields)
+    plain, there = (served(recipe, resident=on) for on in (False, True))
+    assert len(plain) == len(there) == 3
+    for ours, theirs in zip(there, plain, strict=True):
+        assert torch.equal(ours["image"], theirs["image"])
+        assert torch.equal(ours["row"], theirs["row"])
+        assert theirs["in_loader"] and ours["in_loader"] is not gathered
+
+
+def test_pixels_that_leave_no_room_are_no_guests() -> None:
+    check_room(2**30, 2**31)
+    with pytest.raises(ConfigError, match=r"--resident: the pixels take 2\.0 GiB .* leave it off"):
+        check_room(2**31, 2**31)

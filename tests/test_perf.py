@@ -492,6 +492,7 @@ def test_the_trainer_leaves_the_weights_of_a_plain_loop(tmp_path: Path) -> None:
     assert name in overhead.equal({**ours, name: ours[name] + 1e-6}, ours)
 
 
+@pytest.mark.slow
 def test_what_a_gpu_is_asked_to_do_runs_on_a_cpu_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,7 +107,7 @@ class ViewDataset(Dataset[Batch]):
 
     def _described(self, items: list[tuple[int, int]], rows: Rows) -> Batch:
         """A batch without its images: what is known of them."""
-        batch = Batch(  # type: ignore[typeddict-item]
+        batch: Batch = Batch(  # type: ignore[typeddict-item]
             target=torch.from_numpy(self.targets[rows]),
             known=torch.from_numpy(self.known[rows]),
             row=torch.from_numpy(rows),

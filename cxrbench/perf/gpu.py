@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cxrbench.core.digest import digest_file
-from cxrbench.core.spec import Augment
+from cxrbench.core.spec import Augment, Execution
 from cxrbench.data.resident import Resident
 from cxrbench.nn.autoencoder import SCALE, Encoder
 from cxrbench.nn.backbones import ImageNetInput, build_backbone, to_unit
@@ -27,6 +27,7 @@ from cxrbench.perf.gpu_sharing import Sharing
 from cxrbench.perf.harness import Absent, Comparison, Counted, Goal, Item
 from cxrbench.runner.callbacks import SAVING
 from cxrbench.runner.checkpoint import AtomicCheckpointIO
+from cxrbench.runner.numerics import set_numerics
 
 Losses = list[float]
 Run = Callable[[], Losses]
@@ -89,10 +90,10 @@ class Steps:
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # both sides are to give the same losses
         start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-        mode = None if self.how.compiled is True else self.how.compiled
         network: Any = net
         if self.how.compiled:
-            network = torch.compile(net, mode=mode, dynamic=False)  # type: ignore[call-overload]
+            mode = None if isinstance(self.how.compiled, bool) else self.how.compiled
+            network = torch.compile(net, mode=mode, dynamic=False)
         return net, network, start
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -110,7 +111,7 @@ class Steps:
 
     def _step(self, network: Any, optimiser: Any, image: Tensor, target: Tensor) -> Tensor:
         if self.how.compiled:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with torch.autocast(self.device, torch.bfloat16, enabled=self.how.bf16):
             logits = network(to_unit(image))
         loss = masked_bce(logits, target, torch.ones_like(target, dtype=torch.bool))
@@ -142,25 +143,27 @@ def comparisons(
             yield Absent("gpu/*", "what a GPU makes of networks and loaders", "no CUDA device")
             return
         device = "cuda"
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = False, True
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    set_numerics(Execution(accelerator="gpu"), "32-true")
+    topics: tuple[Callable[[], Iterator[Item]], ...] = (
+        lambda: _in_float32_and_bf16(network, device, side, batch, steps),
+        lambda: _loader(folder, network, device, side, batch, rows),
+        lambda: _loader(folder, second, device, large, max(1, batch // 2), max(1, rows // 8)),
+        lambda: _memory(network, device, side, batch),
+        lambda: _encoder(device, side, small),
+        lambda: _sharing(network, device, side, small, steps, stages),
+        lambda: _graphs(network, device, side, small, steps),
+        lambda: _saving(folder, second, device),
+    )
     try:
-        for make in (
-            lambda: _in_float32_and_bf16(network, device, side, batch, steps),
-            lambda: _loader(folder, network, device, side, batch, rows),
-            lambda: _loader(folder, second, device, large, max(1, batch // 2), max(1, rows // 8)),
-            lambda: _memory(network, device, side, batch),
-            lambda: _encoder(device, side, small),
-            lambda: _sharing(network, device, side, small, steps, stages),
-            lambda: _graphs(network, device, side, small, steps),
-            lambda: _saving(folder, second, device),
-        ):
+        for make in topics:
             yield from make()
             gc.collect()
             if device == "cuda":
                 torch.cuda.empty_cache()
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before
+        set_numerics(Execution(), "32-true")
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def _in_float32_and_bf16(
@@ -231,7 +234,7 @@ def _by_timm(network: str, device: str, side: int, batch: int, steps: int) -> Ru
             optimiser.zero_grad()
             with torch.autocast(device, torch.bfloat16):
                 loss = nn.functional.cross_entropy(net(image), target)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             losses.append(loss.detach())
         return torch.stack(losses).tolist()

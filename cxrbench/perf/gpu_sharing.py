@@ -12,10 +12,12 @@ def _serve(pipe: Connection, words: dict[str, Any]) -> None:
     """A process: makes its steps, then takes them each time it is told, and gives their losses."""
     import torch
 
+    from cxrbench.core.spec import Execution
     from cxrbench.perf.gpu import OURS, Steps
+    from cxrbench.runner.numerics import set_numerics
 
     torch.set_num_threads(1)
-    torch.backends.cudnn.benchmark = True
+    set_numerics(Execution(accelerator="gpu"), "32-true")
     steps = Steps(**words, how=OURS)
     while pipe.recv():
         try:

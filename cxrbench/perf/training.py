@@ -129,7 +129,7 @@ def comparisons(
     yield from ladder("cpu", side=side, batch=2)
 
 
-class CountOperations(TorchDispatchMode):
+class CountOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Operations of ATen that compute something, backward passes included."""
 
     calls = 0
@@ -144,7 +144,7 @@ def _operations(side: int) -> Item:
     counts: dict[str, int] = {}
 
     def counted(name: str, net: nn.Module, image: Tensor) -> dict[str, Tensor]:
-        with CountOperations() as count:
+        with CountOperations() as count:  # type: ignore[no-untyped-call]
             net(image).square().sum().backward()
         counts[name] = count.calls
         return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}

@@ -52,7 +52,7 @@ class NewStep(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int
     ) -> None:
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
     def on_validation_batch_start(
         self,
@@ -62,4 +62,4 @@ class NewStep(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ def set_numerics(execution: Execution, precision: str) -> None:
     torch.set_float32_matmul_precision("highest" if exact else "high")
     torch.backends.cudnn.allow_tf32 = not exact
     # Deterministic algorithms else fill every new tensor with NaN first: a memory pass for each operation's result.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     how = algorithms(execution)
     torch.use_deterministic_algorithms(bool(how), warn_only=how == "warn")
     # Shapes do not change from step to step, so the quickest kernels are searched for once.
