@@ -73,6 +73,7 @@ def run(
         ),
     ] = False,
     halve_on_oom: common.HalveOnOom = False,
+    wait_for_gpu_mem: common.WaitForGpuMem = None,
     wandb: common.Wandb = None,
     engine: common.Engine = "local",
     partition: common.Partition = None,
@@ -127,7 +128,8 @@ def run(
     )
     place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
     where = cluster.settle(place, spec, gpus, devices, accelerator, None, workers, wandb,
-                           rank_seconds=rank_seconds, halve_on_oom=halve_on_oom)  # fmt: skip
+                           rank_seconds=rank_seconds, halve_on_oom=halve_on_oom,
+                           wait_for_gpu_mem=wait_for_gpu_mem)  # fmt: skip
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 
@@ -169,6 +171,7 @@ def bench(
     per_gpu: common.PerGpu = 1,
     workers: common.Workers = None,
     halve_on_oom: common.HalveOnOom = False,
+    wait_for_gpu_mem: common.WaitForGpuMem = None,
     wandb: common.Wandb = None,
     engine: common.Engine = "local",
     partition: common.Partition = None,
@@ -188,7 +191,8 @@ def bench(
     spec = _spec(spec_file, registry, only, data)
     place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
     where = cluster.settle(place, spec, gpus, devices, accelerator, slots, workers, wandb, per_gpu=per_gpu,
-                           rank_seconds=rank_seconds, halve_on_oom=halve_on_oom)  # fmt: skip
+                           rank_seconds=rank_seconds, halve_on_oom=halve_on_oom,
+                           wait_for_gpu_mem=wait_for_gpu_mem)  # fmt: skip
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
 
 
@@ -235,7 +239,7 @@ def _run_spec(
     if dry_run:
         _show_plan(made, store, as_json=as_json)
         return
-    missing = made.missing(store)
+    missing = made.graph if mode == "force" else made.missing(store)
     fits = sum(stage.kind == "fit" for stage in missing.values())
     say(f"{spec.name}: {len(made.runs)} runs, {len(missing)} stages to build ({fits} trainings)")
     if execution.engine == "slurm" and mode != "collect":

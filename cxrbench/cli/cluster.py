@@ -61,10 +61,11 @@ def settle(
     per_gpu: int = 1,
     rank_seconds: float | None = None,
     halve_on_oom: bool = False,
+    wait_for_gpu_mem: str | None = None,
 ) -> Where:
     """The options as an execution; `slots` is None where there is one stage after the other."""
     from cxrbench.core.spec import Execution
-    from cxrbench.runner.devices import choose
+    from cxrbench.runner.devices import choose, waiting
 
     if place.engine not in ENGINES:
         raise UsageError(f"--engine {place.engine}: choose {' or '.join(ENGINES)}")
@@ -81,6 +82,10 @@ def settle(
     if per_gpu > 1 and place.engine != "local":
         raise UsageError(
             f"--per-gpu is for --engine local; a job of {place.engine} has its GPUs alone"
+        )
+    if wait_for_gpu_mem is not None and place.engine != "local":
+        raise UsageError(
+            f"--wait-for-gpu-mem is for --engine local; a job of {place.engine} has its GPUs alone"
         )
     if place.ray_address is not None and place.engine != "ray":
         raise UsageError("--ray-address needs --engine ray")
@@ -100,6 +105,8 @@ def settle(
         gpus=gpus, devices=devices, accelerator=accelerator, slots=slots, workers=workers,
         per_gpu=per_gpu,
     )  # fmt: skip
+    if wait_for_gpu_mem is not None:
+        update |= waiting(wait_for_gpu_mem, chosen.accelerator)
     return Where(spec, Execution.parse({**chosen.model_dump(), **update}, where="options"), None)
 
 

@@ -56,6 +56,13 @@ HalveOnOom = Annotated[
         help="Out of memory: go on with half the images at once; the images of a step stay.",
     ),
 ]
+WaitForGpuMem = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME[,GIB]",
+        help="Wait so long (30 is minutes, 2:00:00) for GPU memory that others hold; begin no stage before GIB are free.",
+    ),
+]
 Wandb = Annotated[
     str | None, typer.Option(help="online, offline or off. (default: online if logged in)")
 ]

@@ -86,7 +86,7 @@ def line(status: "Status") -> str:
         if status.count(state)
     ]
     named = [
-        f"{each.key} {percent(each)} ({left(each.left)} left)".replace("  ", " ")
+        f"{each.key} {each.waits or percent(each)} ({left(each.left)} left)".replace("  ", " ")
         for each in status.running[:PLAIN_NAMED]
     ]
     more = len(status.running) - len(named)
@@ -190,6 +190,8 @@ def _running_table(runs: "list[Running]", more: int, state: str, width: int) -> 
         table.add_column(name, justify="right", no_wrap=True)
     for each in runs:
         table.add_row(Text(each.key), percent(each), clock(each.elapsed), left(each.left))
+        if each.waits:
+            table.add_row(Text(f"  {each.waits}", style=COLOURS["blocked"]))
     if more:
         table.add_row(f"and {more} more")
     return table

@@ -18,7 +18,7 @@ from cxrbench.core.mirror import (
 )
 from cxrbench.core.record import Record
 from cxrbench.core.redact import redact
-from cxrbench.core.store import Store, read_json, write_json
+from cxrbench.core.store import Store, read_note, write_json
 
 JOB = "record"
 # A column of the run table, and the macro score that it holds; leaderboard/markdown.py calls them the same.
@@ -154,10 +154,11 @@ def _note(store: Store, record: Record) -> Path:
 
 
 def _is_there(note: Path, mode: Mode) -> bool:
-    if not note.is_file():
-        return False
-    known = read_json(note)
-    if known["mode"] == "online":
-        return True
-    run = note.parents[2] / known["folder"]
-    return run.is_dir() and (mode == "offline" or is_uploaded(run))
+    def there(value: Any) -> bool:
+        if value["mode"] == "online":
+            return True
+        run = note.parents[2] / Path(str(value["folder"])).name
+        return run.is_dir() and (mode == "offline" or is_uploaded(run))
+
+    # What says nothing of a run is as no note: with the same id a second run takes the first one's place.
+    return read_note(note, there) or False

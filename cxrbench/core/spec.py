@@ -100,6 +100,10 @@ class Execution(Frozen):
     checkpoint_seconds: float = Field(60.0, ge=0, description="0 saves at each epoch's end only")
     rank_seconds: float = Field(300.0, gt=0, description="until a silent process is given up")
     halve_on_oom: bool = Field(False, description="half the images at once where memory is short")
+    gpu_mem_seconds: float = Field(
+        0.0, ge=0, description="a stage's waiting for GPU memory that others hold, at most"
+    )
+    gpu_mem_gib: float = Field(0.0, ge=0, description="free before a stage begins; 0 asks for none")
     wandb: Literal["off", "offline", "online"] = "off"
     group: str = ""
 

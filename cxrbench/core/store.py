@@ -17,11 +17,11 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from cxrbench.core.errors import CannotWriteError, DataError, system_error
+from cxrbench.core.errors import CannotWriteError, CxrbenchError, DataError, system_error
 
 HOME_VARIABLE = "CXRBENCH_HOME"
 
@@ -110,6 +110,41 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); delete it to have it made again") from None
+
+
+# What a program raises that takes a value for something it is not.
+MISFITS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+T = TypeVar("T")
+
+
+def read_json_as(path: Path, take: Callable[[Any], T], what: str) -> T:
+    """What `take` makes of a JSON file that cxrbench wrote; DataError names one that was edited or torn."""
+    value = read_json(path)
+    try:
+        return take(value)
+    except CxrbenchError as error:
+        if str(path) in str(error):
+            raise
+        why = str(error)
+    except MISFITS as error:
+        why = f"{type(error).__name__}: {error}"
+    raise DataError(f"{path}: not {what} ({why}); delete it to have it made again")
+
+
+def read_note(path: Path, take: Callable[[Any], T]) -> T | None:
+    """The same of a note that work leaves beside itself; None where it is absent, being written, edited or old."""
+    try:
+        return read_json_as(path, take, "a note")
+    except (OSError, CxrbenchError):
+        return None
+
+
+def a_number(value: Any) -> float:
+    """What counts steps or seconds in such a file; ValueError for what no counting gives."""
+    found = float(value)
+    if not 0 <= found < 2**53:
+        raise ValueError(f"{value!r:.40} counts nothing")
+    return found
 
 
 class Lock:

@@ -19,7 +19,15 @@ import numpy.typing as npt
 
 from cxrbench.core.digest import digest
 from cxrbench.core.errors import CannotWriteError, DataError
-from cxrbench.core.store import Store, fsync_tree, read_json, unwritable, why_not, write_json
+from cxrbench.core.store import (
+    MISFITS,
+    Store,
+    fsync_tree,
+    read_json,
+    unwritable,
+    why_not,
+    write_json,
+)
 from cxrbench.data.pixels import DECODER, Grey, UnreadableImageError
 
 # One row at these sides, [S, S] each.
@@ -68,7 +76,7 @@ def open_pixels(
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         if images.shape != (len(contents), size, size) or images.dtype != np.uint8:
             raise ValueError(f"it holds {images.dtype} {images.shape}")
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, EOFError, *MISFITS) as error:
         raise DataError(
             f"{folder}: damaged pixel cache; delete the folder to build it again ({error})"
         ) from None
@@ -133,7 +141,7 @@ class Unfinished:
             rows = int(note["rows"])
             unreadable = {int(row): str(why) for row, why in note["unreadable"].items()}
             return (rows, unreadable) if 0 <= rows <= self.count else (None, {})
-        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, DataError):
+        except (OSError, EOFError, DataError, *MISFITS):
             return None, {}  # begun anew: nothing else may be known of what lies there
 
     def need(self) -> int:

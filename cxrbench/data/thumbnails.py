@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxrbench.core.digest import digest, digest_lines, source_digest
-from cxrbench.core.store import Store, read_json, write_json
+from cxrbench.core.store import Store, read_json_as, write_json
 from cxrbench.data import duplicates
 from cxrbench.data.duplicates import SIDE, Images, Ints, Near, near_duplicates
 from cxrbench.data.pixels import DECODER
@@ -147,6 +147,18 @@ def _leaders(pairs: Ints, count: int) -> Ints:
         leader = joined
 
 
+def _near_of(known: Any, count: int) -> Near:
+    """What was written of `count` thumbnails; ValueError for positions that are none of theirs."""
+    pairs = np.array(known["pairs"], dtype=np.int64).reshape(-1, 2)
+    flat = np.array(known["flat"], dtype=np.int64).reshape(-1)
+    likeness = np.array(known["likeness"], dtype=np.float32).reshape(-1)
+    if len(likeness) != len(pairs):
+        raise ValueError(f"{len(pairs)} pairs, {len(likeness)} values of likeness")
+    if any(len(each) and not 0 <= each.min() <= each.max() < count for each in (pairs, flat)):
+        raise ValueError(f"a position that is none of {count}")
+    return Near(pairs, likeness, flat, int(known["candidates"]), bool(known["complete"]))
+
+
 def _remembered(unique: list[str], thumbnails: Thumbnails, memory: Path | None, anew: bool) -> Near:
     """Near duplicates among the thumbnails of contents, by position."""
     if not unique:
@@ -154,12 +166,14 @@ def _remembered(unique: list[str], thumbnails: Thumbnails, memory: Path | None, 
     settings = [duplicates.DISTANCE, duplicates.LIKE, duplicates.BLUR, duplicates.FLAT]
     key = digest([settings, digest_lines(unique)])
     path = memory.with_suffix(".json") if memory else None
-    known = read_json(path) if path and path.is_file() and not anew else {}
-    if known.get("of") == key:
-        pairs = np.array(known["pairs"], dtype=np.int64).reshape(-1, 2)
-        flat = np.array(known["flat"], dtype=np.int64)
-        likeness = np.array(known["likeness"], dtype=np.float32)
-        return Near(pairs, likeness, flat, known["candidates"], known["complete"])
+
+    def recall(known: Any) -> Near | None:
+        return _near_of(known, len(unique)) if known["of"] == key else None
+
+    if path and path.is_file() and not anew:
+        near = read_json_as(path, recall, "pairs of alike films")
+        if near:
+            return near
     near = near_duplicates(thumbnails.images[thumbnails.find(unique)])
     if path and len(near.pairs) <= MOST_REMEMBERED:
         values = {name: np.asarray(value).tolist() for name, value in asdict(near).items()}

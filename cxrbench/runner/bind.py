@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from cxrbench.core.digest import PACKAGE, digest, package_digest
-from cxrbench.core.errors import ConfigError, DataError, UsageError
+from cxrbench.core.errors import ConfigError, UsageError
 from cxrbench.core.frozen import Frozen
 from cxrbench.core.registry import Registry
 from cxrbench.core.stage import DataView
-from cxrbench.core.store import Store, read_json, write_json
+from cxrbench.core.store import Store, read_json_as, write_json
 from cxrbench.core.treeprint import tree_fingerprint
 
 Progress = Callable[[str, int, int], None]  # (what, done, of)
@@ -115,11 +115,14 @@ def bind(
 
     cached = memory()
     if cached.is_file():
-        known = read_json(cached)
-        if not (isinstance(known, dict) and {"sources", "binding"} <= set(known)):
-            raise DataError(f"{cached}: not what cxrbench wrote; delete it to have it made again")
-        if known["sources"] == _stamps(known["sources"]):
+
+        def current(known: Any) -> Binding | None:
+            if known["sources"] != _stamps(known["sources"]):
+                return None
             return Binding.parse(known["binding"], where=str(cached))
+
+        if found := read_json_as(cached, current, "what cxrbench wrote"):
+            return found
     cls = registry.load("datasets", name)
     opened = open_dataset(cls, root, params, split, store, progress)
     from cxrbench.data.splits import describe

@@ -8,7 +8,6 @@ Lightning's own saving copies across file systems, which a kill in mid-copy turn
 """
 
 import contextlib
-import json
 import os
 import re
 import warnings
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from cxrbench.core.digest import digest_file
 from cxrbench.core.errors import CannotWriteError, DataError
-from cxrbench.core.store import why_not, write_json
+from cxrbench.core.store import read_note, why_not, write_json
 
 POINTER = "state.json"
 PARTS_OF_A_STATE = {"state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers"}
@@ -104,10 +103,11 @@ def state_path(folder: Path, epoch: int, step: int) -> Path:
 
 def saved_states(folder: Path) -> list[SavedState]:
     """What `state.json` names, the newest first; nothing where it is torn."""
-    try:
-        states = [SavedState(**item) for item in json.loads((folder / POINTER).read_text())]
-    except (OSError, ValueError, TypeError, RecursionError):
-        return []
+
+    def named(value: Any) -> list[SavedState]:
+        return [SavedState(**item) for item in value]
+
+    states = read_note(folder / POINTER, named) or []
     # Only what `state_path` names: a pointer must not lead out of its folder.
     return [s for s in states if isinstance(s.file, str) and STATE.fullmatch(s.file)]
 

@@ -1,9 +1,10 @@
 """What this machine offers, and how a sweep shares it out."""
 
+import math
 import os
 from pathlib import Path
 
-from cxrbench.core.cluster import Cluster, Request
+from cxrbench.core.cluster import Cluster, Request, parse_time
 from cxrbench.core.errors import UsageError
 from cxrbench.core.spec import BenchSpec, Execution
 
@@ -99,6 +100,23 @@ def _check_sharing(per_gpu: int, count: int, *, wants_gpu: bool) -> None:
         raise UsageError(
             f"--per-gpu {per_gpu}: a training on {count} GPUs has them for itself; pass --gpus 1"
         )
+
+
+def waiting(text: str, accelerator: str) -> dict[str, float]:
+    """The fields of an execution for `--wait-for-gpu-mem TIME[,GIB]`; UsageError for anything else, and without GPUs."""
+    time, comma, size = text.partition(",")
+    try:
+        seconds, gib = parse_time(time), float(size) if comma else 0.0
+        if not seconds or not 0 <= gib < math.inf:
+            raise ValueError("nothing to wait for")
+    except ValueError as error:
+        raise UsageError(
+            f"--wait-for-gpu-mem {text}: {error}; give a time such as 30 (minutes) or 2:00:00, and a comma with "
+            f"the GiB to begin with if you like: 2:00:00,20"
+        ) from None
+    if accelerator != "gpu":
+        raise UsageError("--wait-for-gpu-mem: stages run on the CPU here")
+    return {"gpu_mem_seconds": seconds, "gpu_mem_gib": gib}
 
 
 def gpus_of_jobs(

@@ -9,7 +9,7 @@ from cxrbench.core.errors import DataError
 from cxrbench.core.provenance import machine
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
-from cxrbench.core.store import Store
+from cxrbench.core.store import MISFITS, Store, a_number
 from cxrbench.runner.estimate import Span
 from cxrbench.runner.graph import to_json
 
@@ -87,8 +87,8 @@ class Durations:
             ran = {name: meta["provenance"][name] for name in machine()}
             if _settings(meta["execution"]) != self.settings or not (here or ran == machine()):
                 return
-            like, seconds = likeness_of(meta["nodes"]), float(meta["cost"]["seconds"])
-        except (OSError, DataError, KeyError, TypeError, ValueError, IndexError, AttributeError):
+            like, seconds = likeness_of(meta["nodes"]), a_number(meta["cost"]["seconds"])
+        except (OSError, DataError, *MISFITS):
             return  # an artefact that does not say what it took; others may
         self._seconds.setdefault(like, []).append(seconds)
 

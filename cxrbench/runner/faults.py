@@ -9,6 +9,7 @@ from cxrbench.core.patience import given_up, passing
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
 from cxrbench.core.store import free_bytes, unwritable, why_not
+from cxrbench.runner.gpu_memory import Shortage, gib, shortage
 
 MEMORY = re.compile(r"can't allocate memory|out of memory|std::bad_alloc", re.IGNORECASE)
 LOADER = re.compile(r"DataLoader worker \(pid.*(exited unexpectedly|is killed by signal)")
@@ -29,6 +30,12 @@ class MemoryFullError(CxrbenchError):
     """The memory of the device or of the host is not enough."""
 
 
+class MemoryHeldError(MemoryFullError):
+    """Other processes hold memory of the GPU without which it would have been enough: `need` bytes."""
+
+    need: int = 0
+
+
 class DeviceError(CxrbenchError):
     """A GPU failed: on another one the same work may succeed."""
 
@@ -42,7 +49,7 @@ class LostRankError(CxrbenchError):
 
 
 KINDS: dict[str, type[CxrbenchError]] = {
-    kind.__name__: kind for kind in (MemoryFullError, DeviceError, LoaderError)
+    kind.__name__: kind for kind in (MemoryFullError, MemoryHeldError, DeviceError, LoaderError)
 }  # what a rank's failure is again in the process that started it
 
 
@@ -59,6 +66,8 @@ def explain(error: Exception, stage: Stage, execution: Execution, home: Path) ->
     if isinstance(error, OSError) and (silent := passing(error)):
         return given_up(str(error.filename or home), silent)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(text)):
+        if (short := shortage(text)) and short.because_of_others:
+            return _held(short, text, execution)
         return MemoryFullError(_memory(error, stage, execution))
     if isinstance(error, RuntimeError) and DEVICE.search(text):
         first = text.splitlines()[0]
@@ -88,6 +97,18 @@ def _without_traceback(error: CxrbenchError) -> CxrbenchError:
     if not text.startswith("Caught ") or name not in text:
         return error
     return type(error)(text.rpartition(name)[2].strip())
+
+
+def _held(short: Shortage, text: str, execution: Execution) -> MemoryHeldError:
+    """Who left too little, and the option that waits for them."""
+    wait = "" if execution.gpu_mem_seconds else ", or wait for them: --wait-for-gpu-mem 2:00:00"
+    error = MemoryHeldError(
+        f"out of memory because of others on the GPU ({text.splitlines()[0]}): {gib(short.need)} GiB are needed, "
+        f"others hold about {gib(short.others)} of {gib(short.total)}, {gib(short.free)} are free; take another "
+        f"GPU by CUDA_VISIBLE_DEVICES{wait}"
+    )
+    error.need = short.need
+    return error
 
 
 def _memory(error: Exception, stage: Stage, execution: Execution) -> str:

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cxrbench.core.errors import DataError
+from cxrbench.core.errors import ConfigError, DataError
 from cxrbench.core.provenance import collect_provenance, utc_now
 from cxrbench.core.record import (
     RETRACTED,
@@ -15,7 +15,7 @@ from cxrbench.core.record import (
     read_record,
     write_record,
 )
-from cxrbench.core.store import Store, read_json
+from cxrbench.core.store import MISFITS, Store, read_json
 from cxrbench.runner.plan import Plan, binding_key
 from cxrbench.runner.unfold import PlannedRun
 
@@ -75,6 +75,17 @@ def _is_record(path: Path) -> bool:
 
 
 def _record(plan: Plan, run: PlannedRun, store: Store) -> Record:
+    try:
+        return _gathered(plan, run, store)
+    except (ConfigError, *MISFITS) as error:
+        keys = [stage.key for stage in plan.graph[run.final].ancestry().values()]
+        raise DataError(
+            f"{store.root / 'artefacts'}: what one of {', '.join(keys)} says of itself is not what cxrbench wrote "
+            f"({type(error).__name__}: {error}); delete the one that was edited, and give the same command again"
+        ) from None
+
+
+def _gathered(plan: Plan, run: PlannedRun, store: Store) -> Record:
     final = plan.graph[run.final]
     # Of a test on another data set, the thresholds come from the data that was trained on.
     view = final.inputs.get("validation", final).data

@@ -7,7 +7,6 @@ Images per optimiser step and the loss of a step stay the same, so a network wit
 weights but for rounding. A try has a process of its own: one that ran out of memory keeps some of it.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from lightning import LightningModule as Module
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
-from cxrbench.core.store import write_json
+from cxrbench.core.store import a_number, read_note, write_json
 from cxrbench.data.micro_batches import equal_part
 from cxrbench.runner.checkpoint import saved_states
 from cxrbench.runner.faults import MemoryFullError
@@ -27,11 +26,11 @@ PARTS = "cxrbench_parts"  # in a training state: the parts in which its progress
 
 def read_halvings(work: Path) -> list[dict[str, Any]]:
     """What was halved in a training so far; a torn note is none."""
-    try:
-        found = json.loads((work / HALVINGS).read_text())
-        return [{**entry, "images": max(1, int(entry["images"]))} for entry in found]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return []
+
+    def halvings(value: Any) -> list[dict[str, Any]]:
+        return [{**entry, "images": max(1, int(entry["images"]))} for entry in value]
+
+    return read_note(work / HALVINGS, halvings) or []
 
 
 def note_batch(work: Path, images: int) -> None:
@@ -44,10 +43,9 @@ def halve(work: Path, error: MemoryFullError) -> int:
 
     Raises MemoryFullError with the reason where there is no half.
     """
-    try:
-        whole = int(json.loads((work / BATCH).read_text())["images"])
-    except (OSError, ValueError, TypeError, KeyError):
-        raise MemoryFullError(f"{error}; nothing to halve: the training had not begun") from None
+    whole = read_note(work / BATCH, lambda value: int(a_number(value["images"])))
+    if whole is None:
+        raise MemoryFullError(f"{error}; nothing to halve: the training had not begun")
     if not whole:
         raise MemoryFullError(
             f"{error}; --halve-on-oom leaves this training alone: the loss of its batch is not the mean "

@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from cxrbench.core.errors import CannotWriteError, DataError
-from cxrbench.core.store import Lock, Store, read_json, write_json
+from cxrbench.core.errors import CannotWriteError
+from cxrbench.core.store import Lock, Store, read_note, write_json
 from cxrbench.runner.progress import Status, from_json, to_json
 
 EVERY = 5.0  # seconds between two notices
@@ -64,9 +64,9 @@ def running_sweeps(store: Store) -> list[dict[str, Any]]:
     for path in sorted(store.root.glob(f"{FOLDER}/*.json")):
         if not Lock(path.with_suffix(".lock")).held():
             continue
-        try:
-            value = read_json(path)
-            found.append({"name": str(value["name"]), "status": from_json(value["status"])})
-        except (OSError, DataError, KeyError, TypeError):  # it ends just now
-            continue
+        sweep = read_note(
+            path, lambda value: {"name": str(value["name"]), "status": from_json(value["status"])}
+        )
+        if sweep:  # else it ends just now
+            found.append(sweep)
     return found

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from cxrbench.core.digest import canonical_json, digest, package_digest
-from cxrbench.core.errors import ConfigError, DataError
+from cxrbench.core.errors import ConfigError
 from cxrbench.core.registry import Registry
 from cxrbench.core.spec import BenchSpec, DatasetEntry, ExternalEntry, MethodEntry, TestEntry
 from cxrbench.core.stage import DataView, Stage, find_leaks
-from cxrbench.core.store import Store, read_json, write_atomic
+from cxrbench.core.store import Store, read_json_as, write_atomic
 from cxrbench.runner.bind import Binding, Progress, bind
 from cxrbench.runner.graph import Graph, Table, from_json, graph_of, pack, to_json, unpack
 from cxrbench.runner.sides import Sides, sides_of
@@ -228,13 +228,15 @@ def binding_key(source: Binding | DataView) -> str:
 def _read_plan(
     path: Path, spec: BenchSpec, bindings: list[Binding], roots: dict[str, Path | None]
 ) -> Plan:
-    value = read_json(path)
-    try:
+    def plan(value: Any) -> Plan:
         runs = [
             PlannedRun.parse({**run, "params": value["params"][run["params"]]}, where=str(path))
             for run in value["runs"]
         ]
-        graph, leaks = from_json(unpack(value["graph"])), list(value["leaks"])
-    except (KeyError, IndexError, TypeError, DataError) as error:
-        raise DataError(f"{path}: not a plan ({error}); delete it to have it made again") from None
-    return Plan(spec.name, runs, graph, _by_name(bindings), roots, leaks, value["sides"])
+        graph, leaks = from_json(unpack(value["graph"])), [str(leak) for leak in value["leaks"]]
+        if lost := [run.final for run in runs if run.final not in graph]:
+            raise KeyError(lost[0])
+        sides = {str(key): [int(side) for side in of] for key, of in value["sides"].items()}
+        return Plan(spec.name, runs, graph, _by_name(bindings), roots, leaks, sides)
+
+    return read_json_as(path, plan, "a plan")

@@ -1,6 +1,5 @@
 """A moment of a sweep for whoever shows it: what every stage is at, and what time is left."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -10,9 +9,10 @@ from typing import Any, Literal
 from cxrbench.core.errors import DataError
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
-from cxrbench.core.store import Store, read_json
+from cxrbench.core.store import MISFITS, Store, a_number, read_note
 from cxrbench.runner.durations import Durations
 from cxrbench.runner.estimate import Pulse, Span, Task, left_of_stage, time_left
+from cxrbench.runner.gpu_wait import said_to_wait
 from cxrbench.runner.graph import Graph
 
 State = Literal["done", "running", "waiting", "blocked", "failed"]
@@ -30,6 +30,7 @@ class Running:
     of: int
     elapsed: float
     left: Span | None
+    waits: str = ""  # for what, where it does not go on
 
 
 @dataclass(frozen=True)
@@ -66,21 +67,18 @@ class Seen:
 
 def read_pulse(store: Store, key: str) -> Pulse | None:
     """How far a training of the store says it is; None where it has not said anything yet."""
-    path = store.root / "partial" / key / "progress.json"
-    try:
-        value = json.loads(path.read_text())
-        whole = {name: int(value[name]) for name in ("done", "of", "first", "epoch")}
-        return Pulse(**whole, seconds=float(value["stepping"]))
-    except (OSError, ValueError, KeyError, TypeError):  # being written, or of an older version
-        return None
+
+    def pulse(value: Any) -> Pulse:
+        whole = {name: int(a_number(value[name])) for name in ("done", "of", "first", "epoch")}
+        return Pulse(**whole, seconds=a_number(value["stepping"]))
+
+    return read_note(store.root / "partial" / key / "progress.json", pulse)
 
 
 def _spent(store: Store, key: str) -> float:
     """Seconds that earlier tries of a stage took, which its measured duration will count."""
-    try:
-        return float(read_json(store.root / "partial" / key / "spent.json")["seconds"])
-    except (OSError, DataError, KeyError, TypeError, ValueError):
-        return 0.0
+    note = store.root / "partial" / key / "spent.json"
+    return read_note(note, lambda value: a_number(value["seconds"])) or 0.0
 
 
 @dataclass
@@ -138,7 +136,10 @@ class Progress:
         spent = elapsed + _spent(self.store, stage.key)
         left = left_of_stage(self.durations.of(stage), spent, pulse)
         done, of = (pulse.done, pulse.of) if pulse else (0, 0)
-        return Running(stage.key, done, of, elapsed, left)
+        waits = said_to_wait(self.store.root / "partial" / stage.key)
+        if waits and left:  # for how long, only others know
+            left = Span(left.low, left.high, open=True)
+        return Running(stage.key, done, of, elapsed, left, waits)
 
     def _task(self, stage: Stage) -> Task:
         parents = tuple(parent.digest for parent in stage.parents())
@@ -181,20 +182,25 @@ def from_json(value: Any) -> Status:
     """The status of `to_json`; DataError for anything else."""
     try:
         counts = {
-            (str(each["kind"]), str(each["name"])): {s: int(each[s]) for s in STATES}
+            (str(each["kind"]), str(each["name"])): {s: int(a_number(each[s])) for s in STATES}
             for each in value["stages"]
         }
         running = [
             Running(
-                str(each["key"]), int(each["done"]), int(each["of"]), float(each["elapsed"]),
-                _span(each["left"]),
+                str(each["key"]), int(a_number(each["done"])), int(a_number(each["of"])),
+                a_number(each["elapsed"]),
+                _span(each["left"]), str(each.get("waits", "")),
             )
             for each in value["running"]
         ]  # fmt: skip
         return Status(
-            counts, running, float(value["elapsed"]), _span(value["left"]), bool(value["stopping"])
+            counts,
+            running,
+            a_number(value["elapsed"]),
+            _span(value["left"]),
+            bool(value["stopping"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MISFITS as error:
         raise DataError(f"not a sweep's status: {type(error).__name__}: {error}") from None
 
 
@@ -202,5 +208,5 @@ def _span(value: Any) -> Span | None:
     return (
         None
         if value is None
-        else Span(float(value["low"]), float(value["high"]), bool(value["open"]))
+        else Span(a_number(value["low"]), a_number(value["high"]), bool(value["open"]))
     )

@@ -1,6 +1,5 @@
 """Runs the missing stages of a plan: parents first, each once, a failure blocks only what needs it."""
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from cxrbench.runner.graph import Graph
 from cxrbench.runner.notice import Notice
 from cxrbench.runner.plan import Plan
 from cxrbench.runner.progress import Progress, Seen, Status
-from cxrbench.runner.worker import failure_path
+from cxrbench.runner.worker import failure_path, read_failure
 
 TICK = 0.2  # seconds between looks at the workers
 
@@ -171,10 +170,7 @@ class _Sweep:
         left = [stage for stage in chain if not self.store.has(stage.key)]
         if not left or left[0].digest in self.again or self.outcome.interrupted:
             return False
-        try:
-            failure = json.loads(failure_path(self.store, left[0]).read_text())
-        except (OSError, ValueError):
-            return False
+        failure = read_failure(failure_path(self.store, left[0])) or {}
         if failure.get("type") != DeviceError.__name__ or not self.engine.set_aside(worker):
             return False
         self.tell(f"again  {left[0].key}, on another GPU: {failure['error']}")
@@ -185,10 +181,8 @@ class _Sweep:
     def _note_failure(self, stage: Stage, head: str, worker: Worker) -> None:
         log = self.store.root / "jobs" / f"{head[:16]}.log"
         failure = {"stage": stage.key, "log": str(log), "exit_code": worker.code}
-        try:
-            failure = {**failure, **json.loads(failure_path(self.store, stage).read_text())}
-        except (OSError, ValueError):
-            failure["error"] = worker.why()
+        said = read_failure(failure_path(self.store, stage))
+        failure |= said or {"error": worker.why()}
         self.outcome.failed[stage.digest] = failure
         self._block(stage)
         self.tell(f"failed {stage.key}: {failure['error']}")

@@ -1,11 +1,10 @@
 """What a store holds, from its files, and what a queue holds of it."""
 
-import json
 from collections import Counter
 from typing import Any
 
 from cxrbench.core.errors import DataError
-from cxrbench.core.store import Store, read_json
+from cxrbench.core.store import Store, a_number, read_json, read_note
 from cxrbench.runner.notice import running_sweeps
 
 
@@ -20,11 +19,7 @@ def read_status(store: Store) -> dict[str, Any]:
     unfinished = []
     for folder in sorted(store.root.glob("partial/*-*")):
         if (folder / "states").is_dir():
-            try:
-                pulse = json.loads((folder / "progress.json").read_text())
-                progress = f"step {int(pulse['done'])} of {int(pulse['of'])}"
-            except (OSError, ValueError, KeyError, TypeError):
-                progress = "no step yet"
+            progress = read_note(folder / "progress.json", _steps) or "no step yet"
             unfinished.append({"stage": folder.name, "progress": progress})
     from cxrbench.runner.engines.slurm_queue import describe_jobs
 
@@ -40,6 +35,10 @@ def read_status(store: Store) -> dict[str, Any]:
         "failed": _failures(store),
         "stale": _stale(store),
     }
+
+
+def _steps(pulse: Any) -> str:
+    return f"step {int(a_number(pulse['done']))} of {int(a_number(pulse['of']))}"
 
 
 def _with_progress(
@@ -77,6 +76,6 @@ def _stale(store: Store) -> list[str]:
         if not isinstance(meta, dict) or not isinstance(meta.get("version"), int):
             continue
         known = texts.get((str(meta.get("name")), meta["version"]))
-        if known and meta.get("source") and meta["source"] not in known:
+        if known and meta.get("source") and str(meta["source"]) not in known:
             stale.append(path.parent.name)
     return stale

@@ -12,7 +12,7 @@ from cxrbench.core.mirror_record import mirror_records, unmirrored
 from cxrbench.core.record import Record
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
-from cxrbench.core.store import Store, read_json
+from cxrbench.core.store import Store, read_json_as
 
 
 def _identity(stage: Stage, execution: Execution) -> dict[str, Any]:
@@ -135,8 +135,11 @@ def _flat(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, int
 def _scores(path: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
-    scores = read_json(path)
-    found = {f"macro/{name}": value for name, value in scores["macro"].items()}
-    for label, values in scores["labels"].items():
-        found |= {f"{label}/{metric}": values[metric] for metric in ("auc", "pr_auc")}
-    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
+    def numbers(scores: Any) -> dict[str, float]:
+        found = {f"macro/{name}": value for name, value in scores["macro"].items()}
+        for label, values in scores["labels"].items():
+            found |= {f"{label}/{metric}": values[metric] for metric in ("auc", "pr_auc")}
+        return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
+    return read_json_as(path, numbers, "scores")

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import logging
 import os
 import shutil
@@ -23,7 +22,14 @@ from cxrbench.core.registry import load_target
 from cxrbench.core.seed import derive_seed
 from cxrbench.core.spec import Execution, Recipe
 from cxrbench.core.stage import Stage
-from cxrbench.core.store import fsync_tree, require_room, write_atomic, write_json
+from cxrbench.core.store import (
+    a_number,
+    fsync_tree,
+    read_note,
+    require_room,
+    write_atomic,
+    write_json,
+)
 from cxrbench.data.module import CxrDataModule
 from cxrbench.methods.base import Method
 from cxrbench.nn.backbones import read_weights
@@ -199,10 +205,7 @@ def train(
 def _count_attempt(work: Path) -> int:
     """How often this training was begun, this time included; the first rank counts."""
     note = work / "attempts.json"
-    try:
-        before = int(json.loads(note.read_text())["attempts"])
-    except (OSError, ValueError, TypeError, KeyError):
-        before = 0
+    before = read_note(note, lambda value: int(a_number(value["attempts"]))) or 0
     if int(os.environ.get("RANK", "0")) == 0:
         write_json(note, {"attempts": before + 1})
     return before + 1

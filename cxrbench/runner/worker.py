@@ -5,9 +5,7 @@ Success is the artefact that was published, never an exit code. A failure leaves
 end with this process and hold the stage's lock too, so that no work is done twice at once.
 """
 
-import contextlib
 import ctypes
-import json
 import os
 import resource
 import shutil
@@ -26,9 +24,20 @@ from cxrbench.core.provenance import collect_provenance
 from cxrbench.core.registry import Registry, load_target
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
-from cxrbench.core.store import HOME_VARIABLE, Store, read_json, write_json
-from cxrbench.runner.faults import KINDS, LostRankError, MemoryFullError, explain
+from cxrbench.core.store import (
+    HOME_VARIABLE,
+    MISFITS,
+    Store,
+    a_number,
+    read_json,
+    read_json_as,
+    read_note,
+    write_json,
+)
+from cxrbench.runner.faults import KINDS, LostRankError, MemoryFullError, MemoryHeldError, explain
+from cxrbench.runner.gpu_wait import Patience
 from cxrbench.runner.graph import Graph, from_json, to_json
+from cxrbench.runner.orphans import die_with_parent
 from cxrbench.runner.tracking import log_summary
 
 
@@ -48,7 +57,7 @@ class Job:
             self.sides = {key: [int(s) for s in of] for key, of in value.get("sides", {}).items()}
         except CxrbenchError as error:
             raise type(error)(f"{path}: {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except (*MISFITS, RuntimeError) as error:
             raise DataError(
                 f"{path}: not a job of cxrbench ({type(error).__name__}: {error}); run the command that "
                 f"made it again"
@@ -66,6 +75,21 @@ def failure_path(store: Store, stage: Stage) -> Path:
     return store.folder("jobs") / f"{stage.digest[:16]}.failure.json"
 
 
+def read_failure(path: Path) -> dict[str, Any] | None:
+    """Why a stage, or a rank of it, failed; None where nothing says it."""
+
+    def failure(value: Any) -> dict[str, Any]:
+        need = int(a_number(value.get("need", 0)))
+        return {
+            **value,
+            "error": str(value["error"]),
+            "exit_code": int(value["exit_code"]),
+            "need": need,
+        }
+
+    return read_note(path, failure)
+
+
 def build_stage(job: Job, stage: Stage, context: Any) -> None:
     """Build and publish a stage unless it is there; waits when another process is at it."""
     lock = job.store.lock(stage.key)
@@ -78,8 +102,11 @@ def build_stage(job: Job, stage: Stage, context: Any) -> None:
         started, cpu = time.monotonic(), time.process_time()
         work = job.store.partial(stage.key)
         spent = _spent_before(work)
+        patience = Patience(stage.key, work, job.execution)
+        if stage.kind != "score":
+            patience.wait()
         if stage.kind == "fit":
-            _fit(job, stage, context, work, lock.descriptor)
+            _fit(job, stage, context, work, lock.descriptor, patience)
         with job.store.building(stage.key) as out:
             facts = _make(stage, context, work, out)
             meta = {
@@ -93,7 +120,7 @@ def build_stage(job: Job, stage: Stage, context: Any) -> None:
                 "cost": _cost(
                     stage,
                     job.execution,
-                    spent + time.monotonic() - started,
+                    spent + time.monotonic() - started - patience.waited,
                     time.process_time() - cpu,
                 ),
                 "execution": job.execution.model_dump(mode="json"),
@@ -114,10 +141,7 @@ def _spent_before(work: Path) -> float:
     note, pulse = work / "spent.json", work / "progress.json"
     spent = 0.0
     for path in (note, pulse):
-        try:
-            spent += float(json.loads(path.read_text())["seconds"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+        spent += read_note(path, lambda value: a_number(value["seconds"])) or 0.0
     if pulse.is_file():
         write_json(note, {"seconds": spent})
         pulse.unlink()
@@ -141,7 +165,7 @@ def _make(stage: Stage, context: Any, work: Path, out: Path) -> dict[str, Any]:
         trained = work / "trained"
         for name in ("model.safetensors", "log.csv"):
             shutil.copyfile(trained / name, out / name)
-        facts: dict[str, Any] = json.loads((trained / "facts.json").read_text())
+        facts: dict[str, Any] = read_json_as(trained / "facts.json", dict, "a training's facts")
         return facts
     makers = {
         "predict": execute.run_predict,
@@ -151,8 +175,9 @@ def _make(stage: Stage, context: Any, work: Path, out: Path) -> dict[str, Any]:
     return makers[stage.kind](stage, context, out)
 
 
-def _fit(job: Job, stage: Stage, context: Any, work: Path, lock: int) -> None:
-    if job.execution.devices == 1 and not job.execution.halve_on_oom:
+def _fit(job: Job, stage: Stage, context: Any, work: Path, lock: int, patience: Patience) -> None:
+    # What ran out of memory keeps some of it: where there may be another try, each has a process of its own.
+    if job.execution.devices == 1 and not job.execution.halve_on_oom and not patience:
         from cxrbench.runner.execute import run_fit
 
         run_fit(stage, context, work)
@@ -161,6 +186,11 @@ def _fit(job: Job, stage: Stage, context: Any, work: Path, lock: int) -> None:
         try:
             _fit_apart(job, stage, work, lock)
         except MemoryFullError as error:
+            if patience and isinstance(error, MemoryHeldError):
+                print(f"{stage.key}: {error}", flush=True)
+                patience.note(error)
+                patience.wait()
+                continue
             if not job.execution.halve_on_oom:
                 raise
             from cxrbench.runner.halving import halve
@@ -223,32 +253,27 @@ def _begin_launcher(kernel: ctypes.CDLL, blocked: set[signal.Signals]) -> None:
 def _first_failure(work: Path, execution: Execution) -> CxrbenchError:
     """The error of the rank that failed first, or the ranks that left none: the others miss these."""
     found = sorted(work.glob("rank-*.failure.json"), key=lambda path: path.stat().st_mtime)
-    values = [json.loads(path.read_text()) for path in found]
+    values = [value for path in found if (value := read_failure(path))]
     for path in found:
         path.unlink()
-    own = next((value for value in values if not value["lost"]), None)
+    own = next((value for value in values if not value.get("lost")), None)
     if own:
-        rank = f"rank {own['rank']}: " if execution.devices > 1 else ""
-        kind = KINDS.get(own["type"], CxrbenchError)
+        rank = f"rank {own.get('rank')}: " if execution.devices > 1 else ""
+        kind = KINDS.get(str(own.get("type")), CxrbenchError)
         error = kind(f"{rank}{own['error']}")
-        error.exit_code = int(own["exit_code"])
+        error.exit_code = own["exit_code"]
+        if isinstance(error, MemoryHeldError):
+            error.need = own["need"]
         return error
-    left = {int(value["rank"]) for value in values}
-    silent = [str(rank) for rank in range(execution.devices) if rank not in left]
+    left = {str(value.get("rank")) for value in values}
+    silent = [str(rank) for rank in range(execution.devices) if str(rank) not in left]
     word = "rank" if len(silent) == 1 else "ranks"
-    heard = f"; rank {values[0]['rank']} says: {values[0]['error']}" if values else ""
+    heard = f"; rank {values[0].get('rank')} says: {values[0]['error']}" if values else ""
     return CxrbenchError(
         f"{word} {', '.join(silent)} of {execution.devices} ended without a word: killed, perhaps for want "
         f"of memory (smaller --set recipe.batch_size with --set recipe.accumulate), or silent for "
         f"{execution.rank_seconds:.0f} s{heard}"
     )
-
-
-def die_with_parent(kernel: ctypes.CDLL) -> None:
-    """Ask the kernel to kill this process when the one that started it is gone; nothing trains on unseen."""
-    set_death_signal = 1
-    with contextlib.suppress(AttributeError):  # Linux alone has it
-        kernel.prctl(set_death_signal, signal.SIGKILL)
 
 
 def run_rank(job: Job, digest: str) -> int:
@@ -275,6 +300,7 @@ def run_rank(job: Job, digest: str) -> int:
             "exit_code": code,
             "lost": lost,
             "type": type(known).__name__,
+            "need": getattr(known, "need", 0),
         }
         write_json(work / f"rank-{rank}.failure.json", value)
         return code

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from cxrbench.core.errors import MissingInputError
 from cxrbench.runner.engines.base import GRACE, WORKER_VARIABLES
-from cxrbench.runner.worker import die_with_parent, main
+from cxrbench.runner.orphans import die_with_parent
+from cxrbench.runner.worker import main
 
 LOOK = 0.2  # seconds between looks at the worker
 PATIENCE = 10.0  # seconds until a shared file system shows what another node has written

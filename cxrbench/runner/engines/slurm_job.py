@@ -11,12 +11,13 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cxrbench.core.provenance import VARIABLES
 from cxrbench.core.stage import Stage
-from cxrbench.core.store import Store, read_json, write_json
+from cxrbench.core.store import Store, read_json_as, read_note, write_json
 from cxrbench.runner.engines.base import WORKER_VARIABLES
 from cxrbench.runner.engines.slurm_batch import SIGNAL
 from cxrbench.runner.engines.slurm_queue import SlurmError, call
@@ -50,12 +51,24 @@ class BatchJob:
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder, self.environment = folder, environment
         self.number, self.job = own_number(environment)
-        self.batch: dict[str, Any] = read_json(folder / "batch.json")
-        self.given: dict[str, Any] = self.batch["elements"][str(self.number)]
+        self.batch, self.given = read_json_as(folder / "batch.json", self._taken, "a batch of jobs")
         self.store = Store(Path(self.batch["store"]))
-        self.plan = Plan.from_json(read_json(Path(self.batch["plan"])), where=self.batch["plan"])
+        plan = Path(self.batch["plan"])
+        self.plan = read_json_as(plan, partial(Plan.from_json, where=str(plan)), "a plan")
         self.signals: list[int] = []
         self.worker: subprocess.Popen[bytes] | None = None
+
+    def _taken(self, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(batch, this element of it), looked through before any work."""
+        given = batch["elements"][str(self.number)]
+        texts = [batch["store"], batch["plan"], *given["todo"], *given["awaited"], *given["keys"]]
+        if given["todo"]:
+            texts.append(given["job"])
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a name that is no text")
+        if not Path(batch["plan"]).is_file():
+            raise ValueError("its plan is gone")
+        return {**batch, "timeouts": int(batch["timeouts"]), "again": bool(batch["again"])}, given
 
     def run(self) -> int:
         """Do the job; 0 when all is built, or at least all that other jobs wait for."""
@@ -115,8 +128,8 @@ class BatchJob:
 
     def _after_time_limit(self, stage: Stage) -> int:
         note = self.folder / f"{self.number}.timeouts.json"
-        before: dict[str, Any] = read_json(note) if note.is_file() else {}
-        count = int(before.get("count", 0)) + 1
+        before = read_note(note, lambda value: {**value, "count": int(value["count"])}) or {}
+        count = before.get("count", 0) + 1
         write_json(note, {"count": count, "stage": stage.key})
         # Only trainings keep what they have done: what was cut off from its start would be so again.
         hopeless = stage.kind != "fit" and before.get("stage") == stage.key
