@@ -322,6 +322,50 @@ def test_force_leaves_queued_work_alone(plan: Plan, store: Store, fakes: Fakes) 
         submit(plan, store, again=True)
 
 
+def test_what_has_done_its_work_is_removed_after_a_week(
+    plan: Plan, store: Store, fakes: Fakes
+) -> None:
+    def aged() -> set[Path]:
+        """Every batch of now, as if it were an old one."""
+        for path in store.root.glob("jobs/slurm/*/batch.json"):
+            write_json(
+                path, {**json.loads(path.read_text()), "submitted": "2026-01-01T00:00:00+00:00"}
+            )
+        return set(store.root.glob("jobs/slurm/*"))
+
+    first = submit(plan, store)
+    old = aged()
+    fakes.queue(*queue_of(store))
+    assert first.calls == 5 and submit(plan, store).jobs == {}
+    assert set(store.root.glob("jobs/slurm/*")) == old, "all of it is alive"
+    fakes.queue(*queue_of(store, "COMPLETED"))
+    fits = [s.key for s in plan.graph.values() if s.kind == "fit" and s.name == "small"]
+    for digest, stage in plan.graph.items():  # all but the first training and what follows it
+        if not any(s.key == fits[0] for s in stage.ancestry().values()):
+            write_json(store.artefact(stage.key) / "stage.json", {"digest": digest})
+    submit(plan, store)
+    left = set(store.root.glob("jobs/slurm/*"))
+    [batch] = [path for path in old & left if path.is_dir()]
+    assert fits[0] in (batch / "batch.json").read_text(), (
+        "when the queue was read it had work to do"
+    )
+    assert [path.suffix for path in old & left if path.is_file()] == [".json"], "and reads its plan"
+    assert len([path for path in left - old if path.is_dir()]) == 2, (
+        "the new one, and that for the records"
+    )
+    aged()
+    fakes.queue(*queue_of(store, "FAILED"))
+    submit(plan, store)
+    assert not set(store.root.glob("jobs/slurm/*")) & old, "its stages were given to a later one"
+
+
+def test_what_ended_this_week_keeps_its_logs(plan: Plan, store: Store, fakes: Fakes) -> None:
+    submit(plan, store)
+    before = set(store.root.glob("jobs/slurm/*"))
+    submit(plan, store)
+    assert set(store.root.glob("jobs/slurm/*")) > before
+
+
 def test_a_request_for_no_stage_is_refused(plan: Plan, store: Store, fakes: Fakes) -> None:
     with pytest.raises(ConfigError, match=r"cluster\.stages\.fits: no stage .* 'fit'"):
         submit(plan, store, Cluster(gpus=0, stages={"fits": Request(mem="1G")}))

@@ -5,10 +5,11 @@ Each chain of stages is a job; those that are alike are arrays (`slurm_batch`). 
 analyses failed. What is in the queue already is found there (`slurm_queue`) and not submitted again.
 """
 
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cxrbench.core.cluster import Cluster, check_names
@@ -36,10 +37,13 @@ from cxrbench.runner.engines.slurm_queue import (
     call,
     queued_stages,
     read_queue,
+    settled,
     slurm_folder,
 )
 from cxrbench.runner.plan import Plan
 from cxrbench.runner.worker import failure_path
+
+LOG_DAYS = 7  # for which the files of jobs stay that have done their work
 
 
 @dataclass
@@ -105,7 +109,8 @@ class _Submitter:
 
     def submit(self) -> Submission:
         # The queue first: what leaves it after this look has left its artefact in the store.
-        queued = queued_stages(self.store, read_queue())
+        queue = read_queue()
+        queued = queued_stages(self.store, queue)
         if self.again:
             self._forget(queued)
         missing = self.plan.missing(self.store)
@@ -117,6 +122,13 @@ class _Submitter:
         if not pending:
             return self.done
         self._check_precision(pending)
+        # What has done its work would pile up by submissions: logs, jobs, and a plan for each.
+        old = datetime.now(UTC) - timedelta(days=LOG_DAYS)
+        for path in settled(self.store, queue, before=old.isoformat()):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         for batch in self._batches(all_chains(pending, self.store)):
             self._send(batch)
         self._send_records()

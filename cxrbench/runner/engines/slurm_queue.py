@@ -10,11 +10,12 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cxrbench.core.errors import CxrbenchError, DataError
-from cxrbench.core.store import Store, read_json
+from cxrbench.core.errors import CxrbenchError
+from cxrbench.core.store import Store, read_note
 from cxrbench.runner.engines.slurm_batch import PREFIX, Ref
 
 CLIENT_SECONDS = 60
@@ -127,10 +128,7 @@ def read_elements(store: Store) -> Iterator[Element]:
     """What was submitted from this store, oldest first; what is no batch's file is left out."""
     batches: list[list[Element]] = []
     for path in store.root.glob("jobs/slurm/*/batch.json"):
-        try:
-            elements = _elements(path.parent.name, read_json(path))
-        except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError):
-            continue
+        elements = read_note(path, partial(_elements, path.parent.name))
         if elements:
             batches.append(elements)
     for elements in sorted(
@@ -142,7 +140,14 @@ def read_elements(store: Store) -> Iterator[Element]:
 def _elements(name: str, batch: dict[str, Any]) -> list[Element]:
     array, submitted = bool(batch["array"]), str(batch["submitted"])
     return [
-        Element(name, int(number), array, tuple(given["todo"]), tuple(given["keys"]), submitted)
+        Element(
+            name,
+            int(number),
+            array,
+            tuple(map(str, given["todo"])),
+            tuple(map(str, given["keys"])),
+            submitted,
+        )
         for number, given in batch["elements"].items()
     ]
 
@@ -202,6 +207,41 @@ def _accounted(store: Store, element: Element, accounts: Mapping[Ref, QueuedJob]
         return QueuedJob(Ref("-"), "gone", "it was never submitted")
     ref = Ref(number, element.number if element.array else None)
     return accounts.get(ref) or QueuedJob(ref, "gone")
+
+
+def settled(store: Store, queue: Mapping[tuple[str, int], QueuedJob], *, before: str) -> list[Path]:
+    """What this user submitted before a time (ISO, UTC) and nobody needs any more, oldest first.
+
+    These are batches without a living job, of which every stage is built or was given to a later batch, and then the
+    plans that no other batch names.
+    """
+    batches: dict[str, list[Element]] = {}
+    newest: dict[str, str] = {}  # stage key -> the batch that it was given to last
+    for element in read_elements(store):
+        batches.setdefault(element.batch, []).append(element)
+        newest.update(dict.fromkeys(element.keys, element.batch))
+
+    def over(element: Element) -> bool:
+        job = queue.get((element.batch, element.number))
+        left = (k for k in element.keys if newest[k] == element.batch and not store.has(k))
+        return element.submitted < before and not (job and job.alive) and not any(left)
+
+    folder = slurm_folder(store)
+    found = [folder / batch for batch, elements in batches.items() if all(map(over, elements))]
+    # Of the jobs of others the queue says nothing.
+    found = [path for path in found if path.stat().st_uid == os.getuid()]
+
+    def plan_of(path: Path) -> str | None:
+        return read_note(path / "batch.json", lambda batch: Path(batch["plan"]).name)
+
+    plans = {
+        path.name: path for path in folder.glob("plan-*.json")
+    }  # and nothing else, whatever is named
+    for path in folder.glob("*/"):
+        if path not in found:
+            plans.pop(plan_of(path) or "", None)
+    named = dict.fromkeys(map(plan_of, found))
+    return [*found, *(plans[name] for name in named if name in plans)]
 
 
 def slurm_folder(store: Store) -> Path:
