@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 GIB = 2**30
 # What a process takes of a GPU beside torch's tensors (CUDA's context, the libraries' workspaces), and what the
-# driver keeps for itself: 0.1 to 0.9 GiB in the reports of full memory that people have published. Process ids
-# would tell more, but in a container the driver's are not the process's own.
+# driver keeps for itself: 0.1 to 0.9 GiB in five reports of full memory in public issues. Process ids would tell
+# more, but in a container the driver's are not the process's own.
 BESIDE = GIB
 WITHOUT_FIGURES = "CUDA error: out of memory"
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": GIB, "TiB": 2**40}
