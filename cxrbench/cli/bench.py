@@ -247,7 +247,7 @@ def _run_spec(
     if dry_run:
         _show_plan(made, store, as_json=as_json)
         return
-    missing = made.missing(store)
+    missing = made.graph if mode == "force" else made.missing(store)
     fits = sum(stage.kind == "fit" for stage in missing.values())
     say(f"{spec.name}: {len(made.runs)} runs, {len(missing)} stages to build ({fits} trainings)")
     if execution.engine == "slurm" and mode != "collect":
