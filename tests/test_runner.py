@@ -28,9 +28,9 @@ from cxrbench.leaderboard.collect import collect
 from cxrbench.runner.bench import Result, plan_bench, run_bench
 from cxrbench.runner.chains import write_job
 from cxrbench.runner.context import Told
+from cxrbench.runner.job import Job
 from cxrbench.runner.plan import make_plan
 from cxrbench.runner.unfold import PlannedRun
-from cxrbench.runner.worker import Job
 
 PLUGINS = Path(__file__).parent / "plugins"
 SMALL, STRIPED = PLUGINS / "small.py", PLUGINS / "striped.py"

@@ -33,9 +33,9 @@ from cxrbench.runner.engines.slurm_batch import (
 )
 from cxrbench.runner.engines.slurm_job import BatchJob, own_number, worker_environment
 from cxrbench.runner.engines.slurm_queue import SlurmError, read_accounts, read_queue
+from cxrbench.runner.failures import failure_path
 from cxrbench.runner.plan import Plan
 from cxrbench.runner.status import read_status
-from cxrbench.runner.worker import failure_path
 
 PLUGIN = Path(__file__).parent / "plugins" / "small.py"
 CPU = Cluster(gpus=0, cpus=1)

@@ -13,12 +13,12 @@ from cxrbench.core.stage import Stage
 from cxrbench.core.store import Store
 from cxrbench.runner.chains import chain_from, write_job
 from cxrbench.runner.engines.base import Worker, attached
+from cxrbench.runner.failures import failure_path, read_failure
 from cxrbench.runner.faults import DeviceError
 from cxrbench.runner.graph import Graph
 from cxrbench.runner.notice import Notice
 from cxrbench.runner.plan import Plan
 from cxrbench.runner.progress import Progress, Seen, Status
-from cxrbench.runner.worker import failure_path, read_failure
 
 TICK = 0.2  # seconds between looks at the workers
 

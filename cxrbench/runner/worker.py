@@ -1,16 +1,13 @@
 """`python -m cxrbench.runner.worker job.json`: build some stages, one after the other, each once.
 
 Success is the artefact that was published, never an exit code. A failure leaves
-`jobs/<digest16>.failure.json`. Training on several devices runs in `torch.distributed.run` children, which
-end with this process and hold the stage's lock too, so that no work is done twice at once.
+`jobs/<digest16>.failure.json`.
 """
 
-import ctypes
 import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -19,75 +16,19 @@ from typing import Any
 
 from cxrbench.core.columns import FILE
 from cxrbench.core.digest import source_digest
-from cxrbench.core.errors import CannotWriteError, CxrbenchError, DataError, InterruptedRunError
+from cxrbench.core.errors import CannotWriteError, CxrbenchError, InterruptedRunError
 from cxrbench.core.provenance import collect_provenance
-from cxrbench.core.registry import Registry, load_target
+from cxrbench.core.registry import load_target
 from cxrbench.core.spec import Execution
 from cxrbench.core.stage import Stage
-from cxrbench.core.store import (
-    HOME_VARIABLE,
-    MISFITS,
-    Store,
-    a_number,
-    read_json,
-    read_json_as,
-    read_note,
-    write_json,
-)
-from cxrbench.runner.faults import KINDS, LostRankError, MemoryFullError, MemoryHeldError, explain
+from cxrbench.core.store import HOME_VARIABLE, a_number, read_json_as, read_note, write_json
+from cxrbench.runner.failures import failure_path, message
+from cxrbench.runner.faults import explain
 from cxrbench.runner.gpu_wait import Patience
-from cxrbench.runner.graph import Graph, from_json, to_json
-from cxrbench.runner.orphans import die_with_parent
+from cxrbench.runner.graph import to_json
+from cxrbench.runner.job import Job
+from cxrbench.runner.ranks import fit, run_rank
 from cxrbench.runner.tracking import log_summary
-
-
-class Job:
-    """What a worker is asked to do."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        value = read_json(path)
-        try:
-            self.store = Store(Path(value["store"]))
-            self.graph: Graph = from_json(value["nodes"])
-            self.todo: list[str] = [self.graph[digest].digest for digest in value["todo"]]
-            self.execution = Execution.parse(value["execution"], where=str(path))
-            self.registry = Registry(Path(p) for p in value["plugins"])
-            self.roots = {name: Path(p) if p else None for name, p in value["roots"].items()}
-            self.sides = {key: [int(s) for s in of] for key, of in value.get("sides", {}).items()}
-        except CxrbenchError as error:
-            raise type(error)(f"{path}: {error}") from None
-        except (*MISFITS, RuntimeError) as error:
-            raise DataError(
-                f"{path}: not a job of cxrbench ({type(error).__name__}: {error}); run the command that "
-                f"made it again"
-            ) from None
-
-    def context(self) -> Any:
-        """The context of stages that read data; imports NumPy and pandas."""
-        from cxrbench.runner.context import Context
-
-        return Context(self.store, self.registry, self.roots, self.execution, self.sides)
-
-
-def failure_path(store: Store, stage: Stage) -> Path:
-    """Where a failed stage says why."""
-    return store.folder("jobs") / f"{stage.digest[:16]}.failure.json"
-
-
-def read_failure(path: Path) -> dict[str, Any] | None:
-    """Why a stage, or a rank of it, failed; None where nothing says it."""
-
-    def failure(value: Any) -> dict[str, Any]:
-        need = int(a_number(value.get("need", 0)))
-        return {
-            **value,
-            "error": str(value["error"]),
-            "exit_code": int(value["exit_code"]),
-            "need": need,
-        }
-
-    return read_note(path, failure)
 
 
 def build_stage(job: Job, stage: Stage, context: Any) -> None:
@@ -107,7 +48,7 @@ def build_stage(job: Job, stage: Stage, context: Any) -> None:
         if stage.kind != "score":
             patience.wait()
         if stage.kind == "fit":
-            _fit(job, stage, context, work, lock.descriptor, patience)
+            fit(job, stage, context, work, lock.descriptor, patience)
         with job.store.building(stage.key) as out:
             facts = _make(stage, context, work, out)
             meta = {
@@ -177,138 +118,6 @@ def _make(stage: Stage, context: Any, work: Path, out: Path) -> dict[str, Any]:
     return makers[stage.kind](stage, context, out)
 
 
-def _fit(job: Job, stage: Stage, context: Any, work: Path, lock: int, patience: Patience) -> None:
-    # What ran out of memory keeps some of it: where there may be another try, each has a process of its own.
-    if job.execution.devices == 1 and not job.execution.halve_on_oom and not patience:
-        from cxrbench.runner.execute import run_fit
-
-        run_fit(stage, context, work)
-        return
-    while True:
-        try:
-            _fit_apart(job, stage, work, lock)
-        except MemoryFullError as error:
-            if patience and isinstance(error, MemoryHeldError):
-                print(f"{stage.key}: {error}", flush=True)
-                patience.note(error)
-                patience.wait()
-                continue
-            if not job.execution.halve_on_oom:
-                raise
-            from cxrbench.runner.halving import halve
-
-            images = halve(work, error)
-            print(f"{stage.key}: {error}", flush=True)
-            print(
-                f"{stage.key}: --halve-on-oom: again with micro-batches of {images} a device",
-                flush=True,
-            )
-        else:
-            return
-
-
-def _fit_apart(job: Job, stage: Stage, work: Path, lock: int) -> None:
-    """Train in a process of its own for each device; raises what the first of them that failed left."""
-    launcher = [
-        "-m", "torch.distributed.run", "--standalone",
-        "--nproc-per-node", str(job.execution.devices),
-    ] if job.execution.devices > 1 else []  # fmt: skip
-    command = [sys.executable, *launcher, "-m", "cxrbench.runner.worker", str(job.path), "--rank-of",
-               stage.digest]  # fmt: skip
-    blocked = {signal.SIGTERM, signal.SIGINT}
-    kernel = ctypes.CDLL(None)  # between fork and exec the loader's lock may be another thread's
-    signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # none between the start and the handlers
-    group = subprocess.Popen(
-        command,
-        pass_fds=(lock,),
-        preexec_fn=lambda: _begin_launcher(kernel, blocked),
-    )
-    asked = []
-
-    def ask(number: int, frame: Any) -> None:
-        asked.append(number)
-        group.send_signal(signal.SIGTERM)
-
-    before = {n: signal.signal(n, ask) for n in blocked}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
-    try:
-        group.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if (work / "trained" / "facts.json").is_file():
-        return
-    if (work / "interrupted").exists():
-        (work / "interrupted").unlink()
-        raise InterruptedRunError("asked to stop; the training state is saved")
-    if asked and not list(work.glob("rank-*.failure.json")):
-        raise InterruptedRunError("asked to stop before the training began")
-    raise _first_failure(work, job.execution)
-
-
-def _begin_launcher(kernel: ctypes.CDLL, blocked: set[signal.Signals]) -> None:
-    """What the launcher of the ranks is before it begins: it ends with its worker, and its ranks with it."""
-    die_with_parent(kernel)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
-
-
-def _first_failure(work: Path, execution: Execution) -> CxrbenchError:
-    """The error of the rank that failed first, or the ranks that left none: the others miss these."""
-    found = sorted(work.glob("rank-*.failure.json"), key=lambda path: path.stat().st_mtime)
-    values = [value for path in found if (value := read_failure(path))]
-    for path in found:
-        path.unlink()
-    own = next((value for value in values if not value.get("lost")), None)
-    if own:
-        rank = f"rank {own.get('rank')}: " if execution.devices > 1 else ""
-        kind = KINDS.get(str(own.get("type")), CxrbenchError)
-        error = kind(f"{rank}{own['error']}")
-        error.exit_code = own["exit_code"]
-        if isinstance(error, MemoryHeldError):
-            error.need = own["need"]
-        return error
-    left = {str(value.get("rank")) for value in values}
-    silent = [str(rank) for rank in range(execution.devices) if str(rank) not in left]
-    word = "rank" if len(silent) == 1 else "ranks"
-    heard = f"; rank {values[0].get('rank')} says: {values[0]['error']}" if values else ""
-    return CxrbenchError(
-        f"{word} {', '.join(silent)} of {execution.devices} ended without a word: killed, perhaps for want "
-        f"of memory (smaller --set recipe.batch_size with --set recipe.accumulate), or silent for "
-        f"{execution.rank_seconds:.0f} s{heard}"
-    )
-
-
-def run_rank(job: Job, digest: str) -> int:
-    """One process of a training on several devices."""
-    die_with_parent(ctypes.CDLL(None))
-    from cxrbench.runner.execute import run_fit
-
-    stage = job.graph[digest]
-    work = job.store.partial(stage.key)
-    try:
-        run_fit(stage, job.context(), work)
-    except InterruptedRunError as error:
-        (work / "interrupted").touch()
-        return error.exit_code
-    except Exception as raised:
-        traceback.print_exc()
-        known = explain(raised, stage, job.execution, job.store.root)
-        rank = os.environ.get("RANK", "0")
-        code = known.exit_code if isinstance(known, CxrbenchError) else 1
-        lost = isinstance(known, LostRankError)
-        value = {
-            "rank": rank,
-            "error": _message(known),
-            "exit_code": code,
-            "lost": lost,
-            "type": type(known).__name__,
-            "need": getattr(known, "need", 0),
-        }
-        write_json(work / f"rank-{rank}.failure.json", value)
-        return code
-    return 0
-
-
 def _forget_peak(execution: Execution) -> None:
     """A worker builds several stages: the peak of GPU memory is each one's own."""
     if execution.accelerator == "gpu" and "torch" in sys.modules:
@@ -336,10 +145,6 @@ def _cost(stage: Stage, execution: Execution, wall: float, cpu: float) -> dict[s
         if stage.kind != "fit":  # a training notes its own, in the process that trained
             cost["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
     return cost
-
-
-def _message(error: BaseException) -> str:
-    return str(error) if isinstance(error, CxrbenchError) else f"{type(error).__name__}: {error}"
 
 
 def _threads(execution: Execution) -> None:
@@ -386,7 +191,7 @@ def main(words: list[str]) -> int:
             traceback.print_exc()
             known = explain(raised, stage, job.execution, job.store.root)
             code = known.exit_code if isinstance(known, CxrbenchError) else 1
-            value = {"stage": stage.key, "error": _message(known), "exit_code": code,
+            value = {"stage": stage.key, "error": message(known), "exit_code": code,
                      "log": str(job.path.with_suffix(".log")), "type": type(known).__name__, "traceback": traceback.format_exc()}  # fmt: skip
             print(f"{stage.key}: {value['error']}", flush=True)
             try:

@@ -10,6 +10,7 @@ from cxrbench.core.stage import Stage
 from cxrbench.core.store import Store, write_json
 from cxrbench.runner import worker
 from cxrbench.runner.bench import plan_bench
+from cxrbench.runner.failures import failure_path
 from cxrbench.runner.graph import to_json
 from cxrbench.runner.plan import Plan
 
@@ -55,5 +56,5 @@ def build(store: Store, *, method: str = "faulty", execution: dict[str, Any] | N
 
 def failure(store: Store, stage: Stage) -> dict[str, Any]:
     """What a failed stage left."""
-    value: dict[str, Any] = json.loads(worker.failure_path(store, stage).read_text())
+    value: dict[str, Any] = json.loads(failure_path(store, stage).read_text())
     return value

@@ -12,11 +12,12 @@ import torch
 from cxrbench.core.errors import UsageError
 from cxrbench.core.spec import Execution
 from cxrbench.core.store import Store
-from cxrbench.runner import gpu_memory, gpu_wait, schedule, worker
+from cxrbench.runner import gpu_memory, gpu_wait, ranks, schedule
 from cxrbench.runner.devices import waiting
 from cxrbench.runner.faults import MemoryFullError, MemoryHeldError, explain
 from cxrbench.runner.gpu_memory import GIB, shortage
 from cxrbench.runner.gpu_wait import Patience, said_to_wait
+from cxrbench.runner.job import Job
 from cxrbench.runner.progress import Status
 
 from jobs import build, failure, planned, stage_of  # isort: skip
@@ -87,9 +88,9 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     """Every try and every wait in this process, and the waits in no time."""
     gpu = Gpu(tmp_path / "held")
 
-    def fit_here(job: worker.Job, stage: Any, work: Path, lock: int) -> None:
-        if worker.run_rank(job, stage.digest):
-            raise worker._first_failure(work, job.execution)
+    def fit_here(job: Job, stage: Any, work: Path, lock: int) -> None:
+        if ranks.run_rank(job, stage.digest):
+            raise ranks.first_failure(work, job.execution)
 
     def wait_here(patience: Patience, ask: dict[str, Any]) -> bool:
         before = gpu.now
@@ -98,8 +99,8 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:
         return enough
 
     monkeypatch.setenv(OTHERS, str(gpu.path))
-    monkeypatch.setattr(worker, "_fit_apart", fit_here)
-    monkeypatch.setattr(worker, "die_with_parent", lambda kernel: None)
+    monkeypatch.setattr(ranks, "fit_apart", fit_here)
+    monkeypatch.setattr(ranks, "die_with_parent", lambda kernel: None)
     monkeypatch.setattr(Patience, "_apart", wait_here)
     monkeypatch.setattr(
         gpu_wait.random, "uniform", lambda low, high: high

@@ -14,10 +14,11 @@ from cxrbench.core.store import Store, write_json
 from cxrbench.data.micro_batches import cut, equal_part
 from cxrbench.leaderboard.collect import collect
 from cxrbench.nn.losses import masked_bce
-from cxrbench.runner import worker
+from cxrbench.runner import ranks
 from cxrbench.runner.faults import MemoryFullError
 from cxrbench.runner.finish import write_records
 from cxrbench.runner.halving import halve, read_halvings
+from cxrbench.runner.job import Job
 
 from jobs import build, failure, planned, stage_of, write_job  # isort: skip
 
@@ -29,12 +30,12 @@ OPTION = {"halve_on_oom": True, "checkpoint_steps": 1}
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every try in this process, which is a second and not ten; one test below has real ones."""
 
-    def fit_here(job: worker.Job, stage: Any, work: Path, lock: int) -> None:
-        if worker.run_rank(job, stage.digest):
-            raise worker._first_failure(work, job.execution)
+    def fit_here(job: Job, stage: Any, work: Path, lock: int) -> None:
+        if ranks.run_rank(job, stage.digest):
+            raise ranks.first_failure(work, job.execution)
 
-    monkeypatch.setattr(worker, "_fit_apart", fit_here)
-    monkeypatch.setattr(worker, "die_with_parent", lambda kernel: None)
+    monkeypatch.setattr(ranks, "fit_apart", fit_here)
+    monkeypatch.setattr(ranks, "die_with_parent", lambda kernel: None)
 
 
 def trained(folder: Path, **how: Any) -> tuple[dict[str, Tensor], dict[str, Any], str]:
@@ -167,7 +168,7 @@ def test_a_state_in_whole_batches_is_gone_on_with_in_parts_and_back(
     wanted, _, _ = trained(tmp_path / "whole")
     store = Store(tmp_path / "both")
     monkeypatch.setenv(HOLDS, "4,3")
-    monkeypatch.setattr(worker, "MemoryFullError", KeyError)  # so that the first try is the last
+    monkeypatch.setattr(ranks, "MemoryFullError", KeyError)  # so that the first try is the last
     code, plan = build(store, execution=OPTION)
     work = store.partial(stage_of(plan, "fit").key)
     assert code == 1 and not read_halvings(work)

@@ -19,10 +19,11 @@ from cxrbench.core.spec import Execution
 from cxrbench.core.store import Lock, Store, read_json_as, write_json
 from cxrbench.data.pixel_cache import Unfinished, open_pixels
 from cxrbench.data.thumbnails import Thumbnails, find_alike
-from cxrbench.runner import tracking, training, worker
+from cxrbench.runner import ranks, tracking, training, worker
 from cxrbench.runner.checkpoint import newest_state
 from cxrbench.runner.durations import Durations
 from cxrbench.runner.engines.slurm_job import BatchJob
+from cxrbench.runner.failures import failure_path, read_failure
 from cxrbench.runner.faults import MemoryFullError
 from cxrbench.runner.finish import write_records
 from cxrbench.runner.halving import halve, read_halvings
@@ -135,16 +136,16 @@ def test_notes_beside_a_training(store: Store) -> None:
 
 def test_failures(store: Store) -> None:
     stage = stage_of(planned(store)[0], "fit")
-    path = worker.failure_path(store, stage)
+    path = failure_path(store, stage)
     value = {"stage": stage.key, "error": "full", "exit_code": 1, "log": "x", "type": "DeviceError",
              "rank": "0", "lost": False, "need": 5}  # fmt: skip
-    assert try_all(note(path, value), lambda: (worker.read_failure(path), read_status(store))) == 0
+    assert try_all(note(path, value), lambda: (read_failure(path), read_status(store))) == 0
     work = store.partial(stage.key)
     rank = work / "rank-0.failure.json"
 
     def first() -> None:
         kept = rank.read_text()
-        assert isinstance(worker._first_failure(work, Execution(devices=2)), CxrbenchError)
+        assert isinstance(ranks.first_failure(work, Execution(devices=2)), CxrbenchError)
         rank.write_text(kept)
 
     value["type"] = "MemoryHeldError"

@@ -15,7 +15,7 @@ import pytest
 
 from cxrbench.core.spec import Execution
 from cxrbench.core.store import Store
-from cxrbench.runner import worker
+from cxrbench.runner import ranks
 
 from jobs import failure, planned, stage_of, write_job  # isort: skip
 
@@ -34,7 +34,7 @@ def test_a_rank_that_misses_another_is_not_the_cause(
     for rank, (error, lost) in left.items():
         value = {"rank": str(rank), "error": error, "exit_code": 1, "lost": lost, "type": "X"}
         (tmp_path / f"rank-{rank}.failure.json").write_text(json.dumps(value))
-    error = worker._first_failure(tmp_path, Execution(devices=2))
+    error = ranks.first_failure(tmp_path, Execution(devices=2))
     assert re.match(says, str(error))
     assert not list(tmp_path.iterdir()), "the next try begins without them"
 

@@ -25,9 +25,9 @@ from cxrbench.leaderboard.collect import collect
 from cxrbench.leaderboard.markdown import to_csv, to_markdown
 from cxrbench.runner import worker
 from cxrbench.runner.bind import open_dataset
+from cxrbench.runner.job import Job
 from cxrbench.runner.score import score
 from cxrbench.runner.status import read_status
-from cxrbench.runner.worker import Job
 
 from jobs import planned, stage_of, write_job  # isort: skip
 

@@ -40,8 +40,8 @@ from cxrbench.runner.engines.slurm_queue import (
     settled,
     slurm_folder,
 )
+from cxrbench.runner.failures import failure_path
 from cxrbench.runner.plan import Plan
-from cxrbench.runner.worker import failure_path
 
 LOG_DAYS = 7  # for which the files of jobs stay that have done their work
 

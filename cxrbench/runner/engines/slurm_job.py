@@ -21,10 +21,10 @@ from cxrbench.core.store import Store, read_json_as, read_note, write_json
 from cxrbench.runner.engines.base import WORKER_VARIABLES
 from cxrbench.runner.engines.slurm_batch import SIGNAL
 from cxrbench.runner.engines.slurm_queue import SlurmError, call
+from cxrbench.runner.failures import failure_path
 from cxrbench.runner.faults import how_it_ended
 from cxrbench.runner.finish import write_records
 from cxrbench.runner.plan import Plan
-from cxrbench.runner.worker import failure_path
 
 RESUMABLE = 75
 STOPPED = (RESUMABLE, -signal.SIGTERM)  # what a worker that was asked to stop ends with
