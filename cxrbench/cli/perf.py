@@ -39,6 +39,9 @@ def perf(
     table: Annotated[
         list[Path], typer.Option(help="Print the tables of such JSONs and measure nothing.")
     ] = [],  # noqa: B006
+    brief: Annotated[
+        bool, typer.Option("--brief", help="With --table: only what has a goal, in three columns.")
+    ] = False,
     into: Annotated[
         Path | None,
         typer.Option(help="With --table: put it between the perf marks of this document."),
@@ -49,10 +52,10 @@ def perf(
     A ratio is printed only where the results are equal.
     """
     if table:
-        _show(table, into)
+        _show(table, into, brief=brief)
         return
-    if into is not None:
-        raise UsageError("--into needs --table JSON")
+    if into is not None or brief:
+        raise UsageError(f"{'--into' if into else '--brief'} needs --table JSON")
     os.environ.update(dict.fromkeys(THREADS, "1"))
     import time
 
@@ -89,13 +92,13 @@ def _tell(row: "Row") -> None:
     say(f"{row.name}: {measured.replace('*', '')}{spread}  {goal}  {row.why}".rstrip())
 
 
-def _show(paths: list[Path], into: Path | None) -> None:
+def _show(paths: list[Path], into: Path | None, *, brief: bool = False) -> None:
     from cxrbench.core.store import write_atomic
-    from cxrbench.perf.report import between, tables
+    from cxrbench.perf import report
 
-    text = tables(paths)
+    text = report.brief(paths) if brief else report.tables(paths)
     if into is None:
         print(text, end="")
         return
-    write_atomic(into, between(into.read_text(encoding="utf-8"), "perf", text).encode())
+    write_atomic(into, report.between(into.read_text(encoding="utf-8"), "perf", text).encode())
     say(f"{into}: the tables of {', '.join(path.name for path in paths)}")

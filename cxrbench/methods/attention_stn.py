@@ -103,6 +103,7 @@ class AttentionSTN(BackboneClassifier):
     paper = "Rocha et al., CBMS 2022, doi 10.1109/CBMS55023.2022.00051"
     Params = AttentionParams
     params: AttentionParams
+    start: Tensor
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"crops": ThoraxCrop.presets["paper"]},
         "tuned": {"pretrained": "imagenet", **BETTER, "recipe": TUNED_STN.model_dump()},
@@ -126,6 +127,7 @@ class AttentionSTN(BackboneClassifier):
         bounds = WindowBounds() if params.bounded else None
         side = params.loc_size or params.recipe.size
         self.window = WindowNet(3, side, start=params.start, bounds=bounds)
+        self.register_buffer("start", torch.tensor(params.start), persistent=False)
 
     @classmethod
     def stages(cls, data: DataView, params: Any) -> Stage:
@@ -152,7 +154,7 @@ class AttentionSTN(BackboneClassifier):
         terms = self.terms(window, self.classify(image, window), batch)
         p = self.params
         if p.step_weight:
-            step = (window - window.new_tensor(p.start)).square().sum(1).mean()
+            step = (window - self.start).square().sum(1).mean()
             terms["loss"] = terms["loss"] + p.step_weight * step
         if p.recovery_weight:
             error = self.recovery(image, window)

@@ -114,6 +114,20 @@ def tables(paths: Sequence[Path]) -> str:
     return "\n".join(markdown(read_results(path)) for path in paths)
 
 
+def brief(paths: Sequence[Path]) -> str:
+    """Of the same sessions what has a goal: what, measured, goal."""
+    blocks = []
+    for path in paths:
+        results = read_results(path)
+        lines = [_machine(results), "", "| what | measured | goal |", "| --- | ---: | ---: |"]
+        for row in results["rows"]:
+            if row["goal"] and not row.get("points"):
+                _, what, measured, _, goal, *_ = cells(row)
+                lines.append(f"| {what} | {measured} | {goal} |")
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
 def _machine(results: dict[str, Any]) -> str:
     machine, packages = results["machine"], results["machine"]["packages"]
     versions = ", ".join(

@@ -157,6 +157,7 @@ def train(
     halvings = read_halvings(work)
     data.most = halvings[-1]["images"] if halvings else None
     parts = data.parts(execution.devices)
+    check_graphs(recipe, parts)
     best, finite, history = KeepBest(states, module.monitor), FiniteLoss(), History(parts, attempt)
     pulse = Pulse(work / "progress.json")
     save = SaveState(
@@ -170,7 +171,6 @@ def train(
     # A short epoch has a picture, too.
     every = min(module.sketch_steps, module.steps_per_epoch)
     sketches = [Sketches(work / SKETCHES, every)] if every else []
-    check_graphs(recipe, parts)
     averaged = [AveragedWeights(decay=recipe.ema_decay)] if recipe.ema_decay else []
     graphs = [NewStep()] if takes_graphs(recipe) else []
     callbacks = [

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -167,8 +168,8 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(callbacks, "TWICE", 0.4)
 
     def hang() -> None:
-        save = callbacks.SaveState(tmp_path, None, None, steps=0, seconds=0)  # type: ignore[arg-type]
-        save.on_train_start(None, None)  # type: ignore[arg-type]
+        save = callbacks.SaveState(tmp_path, None, None, steps=0, seconds=0, rank_seconds=1)  # type: ignore[arg-type]
+        save.on_train_start(mock.Mock(world_size=1), None)  # type: ignore[arg-type]
         (tmp_path / "begun").touch()
         while True:
             time.sleep(60)
@@ -176,6 +177,7 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
     process = multiprocessing.get_context("fork").Process(target=hang)
     process.start()
     while not (tmp_path / "begun").exists():
+        assert process.is_alive()
         time.sleep(0.01)
     for _ in range(2):
         process.terminate()
