@@ -18,7 +18,7 @@ from cxrbench.cli.cluster import Hardware, Place, settle
 from cxrbench.core.errors import ConfigError, CxrbenchError, MissingInputError, UsageError
 from cxrbench.core.spec import BenchSpec, Execution
 from cxrbench.runner.engines import ray_engine, ray_task
-from cxrbench.runner.engines.base import attached
+from cxrbench.runner.engines.base import GRACE, attached
 from cxrbench.runner.engines.ray_engine import RayEngine, capacity, check_address
 
 SPEC = BenchSpec.parse({"datasets": [{"name": "phantom"}]}, where="test")
@@ -82,10 +82,42 @@ def cancelled(program: str, grace: float, monkeypatch: pytest.MonkeyPatch) -> in
 
     monkeypatch.setattr(ray_task.time, "sleep", cancel)
     try:
-        return ray_task._wait(worker)
+        return ray_task._wait(worker, Path("none.stop"))
     finally:
         worker.kill()
         worker.stdout.close()
+
+
+def test_a_file_stops_a_task_that_ray_s_interrupt_does_not_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an interrupt that comes late does not end the worker's time to save."""
+    stop = ray_task.stop_path(tmp_path / "a.json")
+    worker = subprocess.Popen([sys.executable, "-c", POLITE], stdout=subprocess.PIPE)
+    assert worker.stdout and worker.stdout.readline() == b"1\n"
+    wait, times = worker.wait, iter([True])
+
+    def interrupted(seconds: float = GRACE) -> int:
+        if next(times, False):
+            raise KeyboardInterrupt
+        return wait(seconds)
+
+    monkeypatch.setattr(worker, "wait", interrupted)
+    monkeypatch.setattr(ray_task.time, "sleep", lambda seconds: stop.touch())
+    try:
+        assert ray_task._wait(worker, stop) == 75
+    finally:
+        worker.kill()
+        worker.stdout.close()
+
+
+def test_a_task_that_was_stopped_before_it_began_does_not_begin(tmp_path: Path) -> None:
+    job = tmp_path / "a.json"
+    job.touch()
+    ray_task.stop_path(job).touch()
+    code, why = ray_task.run_chain(job, tmp_path / "a.log", {}, 1)
+    assert (code, why) == (75, "stopped before it began")
+    assert not (tmp_path / "a.log").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux alone has it")
@@ -287,16 +319,19 @@ def test_a_stop_asks_first_and_kills_then(ray: FakeRay, tmp_path: Path) -> None:
     made = engine(cores=1)
     tasks = [made.start(tmp_path / "a.json", tmp_path / "a.log") for _ in range(3)]
     ray.ends[1] = (0, "")
-    calls = iter([False, True])
+    calls = iter([False])
 
     def at_once() -> bool:
-        asked = next(calls)
+        asked = next(calls, True)
         ray.ends[0] = (75, "")  # it saved
         return asked
 
     made.stop(tasks, at_once=at_once)
     assert ray.cancels == [(0, False), (2, False), (2, True)]
     assert [task.code for task in tasks] == [75, 0, 75]
+    assert (tmp_path / "a.stop").exists(), "they are asked in another way, too"
+    made.start(tmp_path / "a.json", tmp_path / "a.log")
+    assert not (tmp_path / "a.stop").exists(), "which is not for those that begin later"
     made.close()
     assert not ray.connected
 

@@ -21,12 +21,13 @@ from typing import Any
 from cxrbench.core.errors import CxrbenchError, MissingInputError, UsageError
 from cxrbench.core.spec import Execution
 from cxrbench.runner.engines.base import GRACE
-from cxrbench.runner.engines.ray_task import Ending, run_chain, tries_path
+from cxrbench.runner.engines.ray_task import Ending, run_chain, stop_path, tries_path
 from cxrbench.runner.faults import how_it_ended
 
 LOSSES = 20  # of nodes, or of Ray's own processes, that one chain survives
 CONNECT_SECONDS = 5.0
 CAPACITY_SECONDS = 5.0  # between looks at the cluster's nodes
+HEARD_SECONDS = 5.0  # until tasks are asked to stop in another way
 END_SECONDS = 15.0  # until killed tasks are told of
 OBJECTS = 100 * 2**20  # bytes; tasks hand paths on and nothing else, Ray asks for 75 MiB at least
 STOPPED = 75
@@ -109,6 +110,7 @@ class Task:
     """A chain that was given to Ray: it waits, runs, or has ended."""
 
     reference: Any
+    job: Path
     ending: Ending | None = None
 
     def ended(self) -> bool:
@@ -201,10 +203,11 @@ class RayEngine:
 
     def start(self, job: Path, log: Path) -> Task:
         """Give a job to Ray."""
-        tries_path(job).unlink(missing_ok=True)
+        for left in (tries_path(job), stop_path(job)):
+            left.unlink(missing_ok=True)
         handed = {name: value for name, value in os.environ.items() if name.startswith(HANDED)}
         self.running += 1
-        return Task(self.remote.remote(job, log, handed, LOSSES + 1))
+        return Task(self.remote.remote(job, log, handed, LOSSES + 1), job)
 
     def set_aside(self, running: Task) -> bool:
         """False: Ray says which GPUs a task gets, and this sweep cannot keep one from it."""
@@ -220,6 +223,14 @@ class RayEngine:
         for task in workers:
             if not task.ended():
                 ray.cancel(task.reference)
+        if _until_ended(workers, HEARD_SECONDS, at_once):
+            return
+        # Ray interrupts a task's process but does not see whether that was heard: once it was not.
+        for task in workers:
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk: they are killed when the grace time is over
+                stop_path(task.job).touch()
         # The node's own grace time comes first.
         if _until_ended(workers, GRACE + END_SECONDS, at_once):
             return

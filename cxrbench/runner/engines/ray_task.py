@@ -4,6 +4,7 @@
 A worker that outlived a lost node or a killed task would hold its stage's lock, for which the next try waits.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -14,7 +15,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from cxrbench.core.errors import MissingInputError
+from cxrbench.core.errors import InterruptedRunError, MissingInputError
 from cxrbench.runner.engines.base import GRACE, WORKER_VARIABLES
 from cxrbench.runner.orphans import die_with_parent
 from cxrbench.runner.worker import main
@@ -36,6 +37,8 @@ def run_chain(job: Path, log: Path, variables: Mapping[str, str], most: int) -> 
             f"{job} is not there on node {node}: the store must be one folder that all nodes of the Ray cluster "
             f"see under the same path; set CXRBENCH_HOME to one"
         )
+    if stop_path(job).exists():
+        return InterruptedRunError.exit_code, "stopped before it began"
     count = _count_try(job, node)
     if count > most:
         return 1, (
@@ -50,7 +53,12 @@ def run_chain(job: Path, log: Path, variables: Mapping[str, str], most: int) -> 
             stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
             env=worker_environment(os.environ, variables), start_new_session=True,
         )  # fmt: skip
-    return _wait(worker), ""
+    return _wait(worker, stop_path(job)), ""
+
+
+def stop_path(job: Path) -> Path:
+    """Asks the task of a job to stop, where Ray's own way is lost."""
+    return job.with_suffix(".stop")
 
 
 def tries_path(job: Path) -> Path:
@@ -80,19 +88,23 @@ def _count_try(job: Path, node: str) -> int:
         return len(note.readlines())
 
 
-def _wait(worker: "subprocess.Popen[bytes]") -> int:
-    """The worker's exit code; when Ray cancels the task, the worker saves first."""
-    try:
-        while (code := worker.poll()) is None:
+def _wait(worker: "subprocess.Popen[bytes]", stop: Path) -> int:
+    """The worker's exit code; when Ray cancels the task or the file is there, the worker saves first."""
+    with contextlib.suppress(KeyboardInterrupt):  # so Ray tells a task that it is cancelled
+        while not stop.exists():
+            if (code := worker.poll()) is not None:
+                return code
             time.sleep(LOOK)
-        return code
-    except KeyboardInterrupt:  # so Ray tells a task that it is cancelled
-        worker.terminate()
-    try:
-        return worker.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        os.killpg(worker.pid, signal.SIGKILL)
-        return worker.wait()
+    worker.terminate()
+    deadline = time.monotonic() + GRACE
+    while True:
+        try:
+            return worker.wait(max(0.0, deadline - time.monotonic()))
+        except KeyboardInterrupt:  # told both ways
+            continue
+        except subprocess.TimeoutExpired:
+            os.killpg(worker.pid, signal.SIGKILL)
+            return worker.wait()
 
 
 def _be_worker(words: list[str]) -> int:
