@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -326,11 +327,11 @@ def test_what_has_done_its_work_is_removed_after_a_week(
     plan: Plan, store: Store, fakes: Fakes
 ) -> None:
     def aged() -> set[Path]:
-        """Every batch of now, as if it were an old one."""
+        """Every batch of now, as if it were a month old; which came first stays."""
         for path in store.root.glob("jobs/slurm/*/batch.json"):
-            write_json(
-                path, {**json.loads(path.read_text()), "submitted": "2026-01-01T00:00:00+00:00"}
-            )
+            batch = json.loads(path.read_text())
+            then = datetime.fromisoformat(batch["submitted"]) - timedelta(days=30)
+            write_json(path, {**batch, "submitted": then.isoformat()})
         return set(store.root.glob("jobs/slurm/*"))
 
     first = submit(plan, store)
