@@ -7,6 +7,7 @@ cannot swallow a label without positives.
 
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -133,12 +134,19 @@ class Ranking:
     def negatives(self) -> float:
         return float(self.fp[-1]) if self.fp.size else 0.0
 
+    @cached_property
+    def precision(self) -> FloatArray:
+        """[G]: positives among what is scored at or above each threshold."""
+        return self.tp / (self.tp + self.fp)
+
     def roc_auc(self) -> float | None:
         """Area under the ROC curve, a tie counted half; None if one class is absent."""
         if self.positives == 0 or self.negatives == 0:
             return None
-        tp_above = np.append(0.0, self.tp[:-1])
-        wins_twice = np.sum(np.diff(self.fp, prepend=0.0) * (tp_above + self.tp))
+        # The first threshold has none above it; whole numbers add up exactly in any order.
+        wins_twice = self.fp[0] * self.tp[0] + np.dot(
+            self.fp[1:] - self.fp[:-1], self.tp[1:] + self.tp[:-1]
+        )
         return float(wins_twice / (2 * self.positives * self.negatives))
 
     def average_precision(self) -> float | None:
@@ -149,8 +157,9 @@ class Ranking:
         """
         if self.positives == 0:
             return None
-        gained = np.diff(self.tp, prepend=0.0)
-        return float(np.sum(gained * (self.tp / (self.tp + self.fp))) / self.positives)
+        gained = self.tp.copy()
+        gained[1:] -= self.tp[:-1]
+        return float(np.sum(gained * self.precision) / self.positives)
 
     def precision_at_recall(self, recall: float = 0.95) -> OperatingPoint | None:
         """The most precise threshold whose recall is at least `recall`; None without positives.
@@ -161,7 +170,7 @@ class Ranking:
         if self.positives == 0:
             return None
         first = int(np.argmax(self.tp >= (recall - RECALL_SLACK) * self.positives))
-        precision = self.tp[first:] / (self.tp[first:] + self.fp[first:])
+        precision = self.precision[first:]
         best = first + int(np.flatnonzero(precision == precision.max())[-1])
         return OperatingPoint(
             threshold=float(self.threshold[best]),
@@ -218,10 +227,12 @@ def constant_floor(target: ArrayLike) -> dict[str, float | None]:
 def as_binary(target: ArrayLike) -> BoolArray:
     """`target` as booleans; ValueError unless every entry is 0 or 1."""
     truth = np.asarray(target, order="C")
-    wrong = np.flatnonzero(~((truth == 0) | (truth == 1)))
-    if wrong.size:
+    positive = np.asarray(truth == 1, dtype=np.bool_)
+    binary = positive | (truth == 0)
+    if not binary.all():
+        wrong = np.flatnonzero(~binary)
         raise ValueError(f"target: {wrong.size} entries are not 0 or 1, the first at {wrong[0]}")
-    return np.asarray(truth == 1, dtype=np.bool_)
+    return positive
 
 
 def check_recall(recall: float) -> None:
@@ -242,8 +253,9 @@ def _check(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None) -> _Sa
     positive = as_binary(target)
     if values.ndim != 1 or positive.shape != values.shape:
         raise ValueError(f"target {positive.shape} and score {values.shape}: need [N] and [N]")
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
         raise ValueError(f"score: {bad.size} entries are NaN or infinite, the first at {bad[0]}")
     if weight is None:
         return _Sample(values, positive, None)
