@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -401,12 +401,29 @@ def test_a_table_goes_between_its_marks() -> None:
         report.between("nothing", "perf", "x")
 
 
-def test_the_documents_tables_are_those_of_the_results() -> None:
+@pytest.mark.parametrize(
+    ("name", "make", "option"),
+    [("docs/performance.md", report.tables, ""), ("README.md", report.brief, " --brief")],
+)
+def test_the_documents_tables_are_those_of_the_results(
+    name: str, make: Callable[[list[Path]], str], option: str
+) -> None:
     results = sorted((ROOT / "benchmarks" / "performance").glob("*.json"))
-    document = (ROOT / "docs" / "performance.md").read_text()
-    made = report.between(document, "perf", report.tables(results))
+    document = (ROOT / name).read_text()
+    made = report.between(document, "perf", make(results))
     words = " ".join(f"--table {path.name}" for path in results)
-    assert made == document, f"cxrbench perf {words} --into docs/performance.md"
+    assert made == document, f"cxrbench perf {words}{option} --into {name}"
+
+
+def test_in_brief_stands_what_has_a_goal(tmp_path: Path) -> None:
+    goal = asdict(Goal("ratio", 2, least=True))
+    rows = [
+        Row("a", "with", "not available", goal=goal, why="c"),
+        Row("b", "without", "not available", why="c"),
+    ]
+    report.write_results(tmp_path / "r.json", rows, 7, "", 1.0)
+    [line] = [x for x in report.brief([tmp_path / "r.json"]).splitlines() if "not available" in x]
+    assert line == "| with | not available | ≥ 2 x |"
 
 
 # --- the comparisons in miniature: both sides give the same
