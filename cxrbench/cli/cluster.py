@@ -47,9 +47,8 @@ class Hardware:
     devices: int | None = None
     accelerator: str | None = None
     workers: int | None = None
-    slots: int | None = (
-        None  # None: one stage after the other; 0: as many as the hardware has room for
-    )
+    # None: one stage after the other; 0: as many as the hardware has room for.
+    slots: int | None = None
     per_gpu: int = 1
 
     def of_one(self) -> dict[str, Any]:
@@ -92,13 +91,10 @@ def settle(
         if not 0 < rank_seconds < math.inf:
             raise UsageError(f"--rank-seconds {rank_seconds:g}: give more than 0 seconds")
         update["rank_seconds"] = rank_seconds
-    if hardware.per_gpu > 1 and place.engine != "local":
+    shared = {"per-gpu": hardware.per_gpu > 1, "wait-for-gpu-mem": wait_for_gpu_mem is not None}
+    if place.engine != "local" and (asked := [name for name, given in shared.items() if given]):
         raise UsageError(
-            f"--per-gpu is for --engine local; a job of {place.engine} has its GPUs alone"
-        )
-    if wait_for_gpu_mem is not None and place.engine != "local":
-        raise UsageError(
-            f"--wait-for-gpu-mem is for --engine local; a job of {place.engine} has its GPUs alone"
+            f"--{asked[0]} is for --engine local; a job of {place.engine} has its GPUs alone"
         )
     if place.ray_address is not None and place.engine != "ray":
         raise UsageError("--ray-address needs --engine ray")

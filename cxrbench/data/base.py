@@ -105,6 +105,11 @@ class CxrDataset:
         return [read_at(film, size, reading) for size in sizes]
 
     @classmethod
+    def as_read(cls, reading: Reading) -> Reading:
+        """The reading that gives the same films: `squeeze` for those that are squares. ConfigError as `squares`."""
+        return "squeeze" if cls.squares(reading) else reading
+
+    @classmethod
     def squares(cls, reading: Reading) -> bool:
         """Whether `read_image` gives the films in this reading: they are drawn as squares at any size.
 

@@ -38,14 +38,17 @@ class StepSeeds(Callback):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self.draws = torch.Generator()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int
     ) -> None:
         step = ("step", trainer.current_epoch, batch_idx)
-        seed = derive_seed(self.seed, *step, trainer.global_rank)
+        common = derive_seed(self.seed, *step, 0)
         assert isinstance(pl_module, Method)
-        pl_module.step_draws = torch.Generator().manual_seed(derive_seed(self.seed, *step, 0))
+        pl_module.step_draws = self.draws.manual_seed(common)
+        rank = trainer.global_rank
+        seed = derive_seed(self.seed, *step, rank) if rank else common
         if pl_module.device.type == "cpu":
             # `torch.manual_seed` also notes a call for each kind of GPU that is not there, with a
             # formatted stack and for ever: milliseconds a step.

@@ -114,7 +114,7 @@ class Context:
             return cache.images, cache.unreadable
         identity = _drawn_by(view)
         # Of drawn squares every reading is the same; for them nothing is saved by making other sizes now.
-        how: Reading = "squeeze" if opened.cls.squares(reading) else reading
+        how: Reading = opened.cls.as_read(reading)
 
         def read(row: int, sizes: Sequence[int]) -> Sequence[Grey]:
             found: list[Grey] = opened.cls.read_images(opened.index, row, sizes, how)
@@ -146,7 +146,7 @@ class Context:
 
         if reading == "short_side":
             raise ConfigError(f"{view.dataset}: masks are squares; read films as squares, too")
-        how: Reading = "squeeze" if opened.cls.squares(reading) else reading
+        how: Reading = opened.cls.as_read(reading)
 
         def read(row: int, sizes: Sequence[int]) -> Sequence[Grey]:
             if how == "squeeze":

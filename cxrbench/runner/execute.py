@@ -56,7 +56,7 @@ class ChosenImages:
         found: list[list[FindingBox]] | None = self.dataset.finding_boxes(self.index)
         if self._view.images or found is None:
             return None
-        if self.dataset.squares(self._reading) or self._reading == "squeeze":
+        if self.dataset.as_read(self._reading) == "squeeze":
             return found
         return [self._in_the_middle(row, boxes) for row, boxes in enumerate(found)]
 
