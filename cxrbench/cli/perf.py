@@ -1,6 +1,7 @@
 """perf: ours against peers on this machine."""
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,6 +58,9 @@ def perf(
     if into is not None or brief:
         raise UsageError(f"{'--into' if into else '--brief'} needs --table JSON")
     os.environ.update(dict.fromkeys(THREADS, "1"))
+    # As Python does by itself: commands and processes that are timed must not compile their modules each time.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     import time
 
     import cv2

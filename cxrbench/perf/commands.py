@@ -1,5 +1,6 @@
 """What the command line takes to answer, each time in a process of its own."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from cxrbench.core.store import HOME_VARIABLE, Store
 from cxrbench.perf.harness import Comparison, Goal, Item
-from cxrbench.perf.sweep import compiled_environment, fill_store
+from cxrbench.perf.sweep import fill_store
 
 ANSWERS = (["--help"], ["list"], ["plan", "--help"], ["bench", "--help"])
 
@@ -27,13 +28,15 @@ def _succeeded(ours: int, peer: int) -> str:
 def comparisons(folder: Path, *, records: int = 1000) -> Iterator[Item]:
     """All of this topic; the peer is the bare interpreter, which no command can beat."""
     store = fill_store(Store(folder / "some-records"), records)
-    environment = {**compiled_environment(folder), HOME_VARIABLE: str(store.root)}
+    environment = {**os.environ, HOME_VARIABLE: str(store.root)}
     bare = _call([sys.executable, "-c", "pass"], environment)
     timed = [(words, f"cxrbench {' '.join(words)}", 0.3) for words in ANSWERS]
     timed.append((["status"], f"cxrbench status of {records:,} records", 1.0))
     for words, what, most in timed:
         command = [sys.executable, "-m", "cxrbench", *words]
-        _call(command, environment)()  # compiles
+        _call(
+            command, environment
+        )()  # keeps its modules' bytecode, where it does not lie there yet
         yield Comparison(
             f"command/{'-'.join(words).replace('--', '')}",
             f"{what} / python -c pass",

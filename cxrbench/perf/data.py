@@ -209,9 +209,10 @@ def _against_memory(folder: Path, images: npt.NDArray[np.uint8], batch: int) -> 
         note="Ours stay uint8 with one channel; the network's first layer makes them float.",
     )
     normalise = ImageNetInput()
+    fewer = serve(folder / "fewer.npy", images, len(few), batch)
 
     def made_float() -> None:
-        for found in served.loader:
+        for found in fewer.loader:
             normalise(to_unit(found["image"]))
 
     yield Comparison(
@@ -219,7 +220,7 @@ def _against_memory(folder: Path, images: npt.NDArray[np.uint8], batch: int) -> 
         "the same, our batches made float on the CPU too",
         ours=made_float,
         peer=Epoch(DataLoader(few, batch_size=batch)),
-        units=(len(images), len(few)),
+        units=(len(few), len(few)),
         unit="image",
         note="Same pixels as the row above, whose equality was checked.",
     )

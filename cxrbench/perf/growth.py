@@ -49,12 +49,12 @@ def comparisons(folder: Path, *, scale: int = 1) -> Iterator[Item]:
                 lambda n: _folds(n, 5))  # fmt: skip
     yield Curve("growth/split-folds", f"cutting stratified folds of {some:,} images", "folds", (4, 8, 16, 32),
                 lambda folds: _folds(some, folds))  # fmt: skip
-    yield Curve("growth/cache-images", "writing a cache of 64 px, decoding left out", "images", images,
+    yield Curve("growth/cache-images", "writing a cache of 64 px, decoding left out", "images", sizes(1000, 2000, 4000, 8000),
                 lambda n: _cache(folder, n))  # fmt: skip
-    yield Curve("growth/plan-runs", "planning runs that are not remembered", "runs", sizes(250, 500, 1000, 2000),
+    yield Curve("growth/plan-runs", "planning runs that are not remembered", "runs", sizes(125, 250, 500, 1000),
                 lambda runs: _plan(folder, runs))  # fmt: skip
     yield Curve("growth/status-records", "status of records with three artefacts each", "records",
-                sizes(500, 1000, 2000, 4000), lambda records: _status(folder, records))  # fmt: skip
+                sizes(250, 500, 1000, 2000), lambda records: _status(folder, records))  # fmt: skip
 
 
 def _scores(images: int, labels: int) -> Call:

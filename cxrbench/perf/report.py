@@ -138,8 +138,8 @@ def _machine(results: dict[str, Any]) -> str:
     text = (
         f"{machine['time'][:10]}, {machine['processor']}, {machine['cores']} cores, "
         f"{machine['memory_gib']} GiB, {machine['gpu'] or 'no GPU'}; Python {machine['python']}, {versions}; "
-        f"commit {(code.get('commit') or 'unknown')[:12]}{changed}; {results['rounds']} rounds, "
-        f"{machine['threads']} thread; load at the end {machine['load'][0]:.1f}."
+        f"commit {(code.get('commit') or 'unknown')[:12]}{changed}; {results['rounds']} rounds "
+        f"in {results['seconds']:.0f} s, {machine['threads']} thread; load at the end {machine['load'][0]:.1f}."
     )
     return f"{text} {results['note']}".strip()
 

@@ -1,7 +1,6 @@
 """Trainings that are shared, and what planning and `status` cost."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -134,17 +133,10 @@ def _shared(spec_file: Path, folder: Path) -> Counted:
     )
 
 
-def compiled_environment(folder: Path) -> dict[str, str]:
-    """Compiled modules are kept, as in any installed Python, whatever this process was told."""
-    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    return {**kept, "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
-
-
-def _plan_alone(runs: int, folder: Path, home: Path) -> dict[str, float]:
+def _plan_alone(runs: int, home: Path) -> dict[str, float]:
     """What a process of its own says of planning so many runs: seconds, megabytes before and at the peak."""
     done = subprocess.run(
         [sys.executable, "-c", PLANNER, json.dumps(many_runs(runs)), str(home)],
-        env=compiled_environment(folder),
         capture_output=True,
         text=True,
         check=False,
@@ -160,8 +152,7 @@ def _planning(folder: Path, runs: int) -> Iterator[Item]:
 
     def measure() -> dict[str, float]:
         if not found:
-            _plan_alone(10, folder, folder / "few")  # compiles
-            found.update(_plan_alone(runs, folder, folder / "plan"))
+            found.update(_plan_alone(runs, folder / "plan"))
         return found
 
     note = "Once, in a process of its own that has imported torch; the plan is not remembered yet."
