@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cxrbench.core.errors import ConfigError
+from cxrbench.core.errors import ConfigError, InterruptedRunError
 from cxrbench.core.registry import load_target
 from cxrbench.core.spec import Augment, Execution, Recipe
 from cxrbench.core.stage import Stage
@@ -33,8 +33,8 @@ from cxrbench.runner import averaging, worker
 from cxrbench.runner.averaging import AveragedWeights, ExponentialAverage
 from cxrbench.runner.callbacks import SAVING, FiniteLoss, KeepBest, SaveState
 from cxrbench.runner.compiling import check_graphs, compile_networks
-from cxrbench.runner.numerics import set_numerics
-from cxrbench.runner.training import make_trainer
+from cxrbench.runner.numerics import set_memory_format, set_numerics
+from cxrbench.runner.training import make_trainer, train
 
 BATCH = 4
 # torchvision's and YOLO's losses read how many boxes match in each step; a detector is trained once for all folds.
@@ -83,7 +83,7 @@ def trainings() -> dict[str, Stage]:
         cls, view = load(name), replace(VIEW, labels=("Edema",))
         small = {"backbone": "resnet10t", "pretrained": "none"}
         known = {k: v for k, v in small.items() if k in cls.Params.model_fields}
-        recipe = {"precision": "bf16-mixed", "channels_last": False}
+        recipe = {"precision": "bf16-mixed"}
         if name == "deblur":
             known["frozen"] = False
         params = cls.resolve("tuned", known, recipe, where="test")
@@ -196,11 +196,11 @@ class Net(nn.Module):
         ({"optimizer": "adamw"}, "cuda", True),
         ({"optimizer": "sgd"}, "cuda", True),
         ({"optimizer": "rmsprop"}, "cuda", False),
-        ({"optimizer": "adam"}, "cpu", False),
+        ({"optimizer": "adam"}, "cpu", True),
         ({"optimizer": "adam", "precision": "16-mixed"}, "cuda", False),
     ],
 )
-def test_optimisers_are_fused_on_a_gpu(recipe: dict[str, Any], device: str, fused: bool) -> None:
+def test_optimisers_are_fused(recipe: dict[str, Any], device: str, fused: bool) -> None:
     with FakeTensorMode(), torch.device(device):
         optimiser = build_optimiser(Net(), Recipe(**recipe), 1)
         assert bool(optimiser.param_groups[0].get("fused")) is fused
@@ -272,6 +272,52 @@ def test_float32_is_float32_and_kernels_are_timed_on_gpus(
     finally:
         set_numerics(Execution(), "32-true")
         torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.parametrize(
+    ("fields", "execution", "last"),
+    [
+        ({"precision": "32-true"}, Execution(), True),
+        ({"precision": "bf16-mixed"}, GPU, True),
+        ({"precision": "32-true"}, GPU, False),
+        ({"precision": "32-true", "channels_last": True}, GPU, True),
+        ({"precision": "bf16-mixed", "channels_last": False}, GPU, False),
+    ],
+)
+def test_auto_lays_convolutions_out_for_the_device(
+    fields: dict[str, Any], execution: Execution, last: bool
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    assert set_memory_format(net, Recipe(**fields), execution) is last
+    weight = next(net.parameters())
+    assert weight.is_contiguous(memory_format=torch.channels_last) is last
+    assert weight.is_contiguous() is not last
+
+
+@pytest.mark.parametrize("name", sorted(TRAININGS))
+def test_every_training_heeds_its_memory_format(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights as the recipe lays them out reach the Trainer, whatever the method."""
+    seen: list[Any] = []
+
+    def no_fit(trainer: Any, module: Any, **how: Any) -> None:
+        seen.append(module)
+        raise InterruptedRunError("far enough")
+
+    monkeypatch.setattr("lightning.Trainer.fit", no_fit)
+    stage = TRAININGS[name]
+    data = SimpleNamespace(
+        steps_per_epoch=lambda: 1, parts=lambda devices: 1, share=lambda devices: 1
+    )
+    cls = load_target(stage.target)
+    params = cls.without_weights(cls.Params.parse(dict(stage.params), where="test"))
+    module = cls(params, stage.data.labels)
+    monkeypatch.setattr("cxrbench.runner.training.build_module", lambda *words: module)
+    with pytest.raises(InterruptedRunError, match="far enough"):
+        train(stage, data, {}, tmp_path, Execution(), tmp_path)  # type: ignore[arg-type]
+    kernels = [p for p in seen[0].parameters() if p.ndim == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
 
 
 def test_a_peak_of_memory_is_the_stage_s_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,10 @@ class Recipe(Frozen):
     test_view: Literal["whole", "resize", "center_crop", "ten_crop"] = "resize"
     select: Literal["val_loss", "val_auc"] = "val_loss"
     precision: Precision = "auto"
-    channels_last: bool = False
+    channels_last: bool | Literal["auto"] = Field(
+        "auto",
+        description="the networks' memory format; auto: where it is quicker, on CPUs and in mixed precision",
+    )
     compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
         False, description="torch.compile, or one of its modes; reduce-overhead takes CUDA graphs"
     )

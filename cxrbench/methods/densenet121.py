@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from cxrbench.core.spec import Augment, MethodParams, Recipe
@@ -41,7 +40,6 @@ TUNED = Recipe(
     ema_decay=0.999,
     augment=Augment(rotate=10, shift=0.05, scale=0.1, contrast=0.25, brightness=0.1),
     select="val_auc",
-    channels_last=True,
 )
 QUICK = Recipe(
     epochs=5,
@@ -77,8 +75,6 @@ class BackboneClassifier(Classifier):
         super().__init__(params, labels)
         self.normalise = ImageNetInput()
         self.net, self._weights = build_backbone(params.backbone, len(labels), params.pretrained)
-        if params.recipe.channels_last:
-            self.net = self.net.to(memory_format=torch.channels_last)
 
     @classmethod
     def without_weights(cls, params: Any) -> Any:

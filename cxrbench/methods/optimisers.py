@@ -39,7 +39,8 @@ def build_optimiser(
     if recipe.optimizer == "sgd":
         settings["momentum"] = 0.9
     settings |= (options or {}).get(recipe.optimizer, {})
-    if _fuses(module, recipe):
+    # Not under a loss scaler: a fused optimiser undoes the scale itself, so Lightning refuses to clip before it.
+    if recipe.optimizer in FUSED and recipe.precision != "16-mixed":
         settings["fused"] = True
     groups = _groups(module, recipe.learning_rate, rates or {})
     optimiser = OPTIMISERS[recipe.optimizer](groups, **settings)
@@ -66,16 +67,6 @@ def build_optimiser(
 
     schedule = {"scheduler": LambdaLR(optimiser, factor), "interval": "step"}
     return {"optimizer": optimiser, "lr_scheduler": schedule}
-
-
-def _fuses(module: nn.Module, recipe: Recipe) -> bool:
-    """Whether the optimiser is one kernel: on a GPU, but not under a loss scaler.
-
-    A fused optimiser undoes the scale itself, so Lightning refuses to clip gradients before it. On CPUs trainings
-    keep the bits that they had.
-    """
-    on_gpu = all(p.is_cuda for p in module.parameters())
-    return on_gpu and recipe.optimizer in FUSED and recipe.precision != "16-mixed"
 
 
 def _groups(module: nn.Module, rate: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -117,7 +117,9 @@ class Ranking:
         # Not stable, and several times faster for it: the order within a tie decides nothing.
         order = np.argsort(-sample.score)
         ranked, positive, weights = (
-            part[order] for part in (sample.score, sample.positive, sample.weight)
+            sample.score[order],
+            sample.positive[order],
+            sample.weight[order],
         )
         last_of_tie = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: ranked.size])
         tp = np.cumsum(weights * positive)[last_of_tie]

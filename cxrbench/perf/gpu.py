@@ -22,6 +22,7 @@ from cxrbench.data.resident import Resident
 from cxrbench.nn.autoencoder import SCALE, Encoder
 from cxrbench.nn.backbones import ImageNetInput, build_backbone, to_unit
 from cxrbench.nn.losses import masked_bce
+from cxrbench.perf import gpu_trainer
 from cxrbench.perf.data import LABELS, serve
 from cxrbench.perf.gpu_sharing import Sharing
 from cxrbench.perf.harness import Absent, Comparison, Counted, Goal, Item
@@ -151,6 +152,7 @@ def comparisons(
         lambda: _loader(folder, second, device, large, max(1, batch // 2), max(1, rows // 8)),
         lambda: _memory(network, device, side, batch),
         lambda: _encoder(device, side, small),
+        lambda: iter([gpu_trainer.comparison(folder, network, device, side, batch, 3 * steps)]),
         lambda: _sharing(network, device, side, small, steps, stages),
         lambda: _graphs(network, device, side, small, steps),
         lambda: _saving(folder, second, device),

@@ -126,7 +126,7 @@ def run_predict(stage: Stage, context: Context, out: Path) -> dict[str, Any]:
     halvings = context.store.meta(model.key)["facts"].get("halvings")
     if halvings:  # what did not fit there need not be tried here
         data.most = int(halvings[-1]["images"])
-    module = load_module(model, context.artefact(model) / "model.safetensors")
+    module = load_module(model, context.artefact(model) / "model.safetensors", context.execution)
     set_numerics(context.execution, module.params.recipe.precision)
     facts = predict_parts(module, data, out / FILE, stage, device_of(context))
     if stage.data.label_map:

@@ -102,7 +102,7 @@ def _subject(record: Record, context: Context, images: int | None) -> Subject:
     predictions = stored_stage(context.store, keys[-1])
     model = predictions.inputs["model"]
     steps = list(_steps(predictions.data.images, context))
-    module = load_module(model, context.artefact(model) / "model.safetensors")
+    module = load_module(model, context.artefact(model) / "model.safetensors", context.execution)
     module.eval().to(device_of(context))
     load, _ = module.image_size(module.params)
     if module.reads_masks(module.params):

@@ -47,7 +47,7 @@ from cxrbench.runner.checkpoint import AtomicCheckpointIO, newest_state
 from cxrbench.runner.compiling import NewStep, check_graphs, compile_networks, takes_graphs
 from cxrbench.runner.determinism import noted_operations, promise
 from cxrbench.runner.halving import Parts, note_batch, read_halvings
-from cxrbench.runner.numerics import algorithms, set_numerics, times_kernels
+from cxrbench.runner.numerics import algorithms, set_memory_format, set_numerics, times_kernels
 from cxrbench.runner.sketches import Sketches, leave_sketches
 from cxrbench.runner.tracking import end_training, training_logger
 
@@ -68,12 +68,13 @@ def build_module(stage: Stage, inputs: dict[str, Path]) -> Method:
     return module
 
 
-def load_module(stage: Stage, weights: Path) -> Method:
-    """The module of a fit stage with the weights that its training left."""
+def load_module(stage: Stage, weights: Path, execution: Execution) -> Method:
+    """The module of a fit stage with the weights that its training left, laid out for this device."""
     cls = load_target(stage.target)
     params = cls.without_weights(cls.Params.parse(dict(stage.params), where=stage.key))
     module: Method = cls(params, stage.data.labels)
     module.load_state_dict(read_weights(weights), strict=True)
+    set_memory_format(module, params.recipe, execution)
     return module
 
 
@@ -158,6 +159,7 @@ def train(
     data.most = halvings[-1]["images"] if halvings else None
     parts = data.parts(execution.devices)
     check_graphs(recipe, parts)
+    channels_last = set_memory_format(module, recipe, execution)
     best, finite, history = KeepBest(states, module.monitor), FiniteLoss(), History(parts, attempt)
     pulse = Pulse(work / "progress.json")
     save = SaveState(
@@ -209,6 +211,7 @@ def train(
             "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
             "weights": module.weights_source(),
             "precision": recipe.precision,
+            "channels_last": channels_last,
             "peak_gpu_memory_bytes": (
                 torch.cuda.max_memory_allocated() if execution.accelerator == "gpu" else None
             ),
