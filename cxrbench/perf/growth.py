@@ -33,7 +33,8 @@ def comparisons(folder: Path, *, scale: int = 1) -> Iterator[Item]:
     def sizes(*full: int) -> tuple[int, ...]:
         return tuple(max(10, size // scale) for size in full)
 
-    images, labels = sizes(2000, 4000, 8000, 16000), (2, 4, 8, 16)
+    # The largest is ChestX-ray14.
+    images, labels = sizes(1000, 8000, 32_000, 112_120), (2, 4, 8, 16)
     some = max(50, IMAGES // scale)
     yield Curve("growth/scores-images", f"AUC, AP and P@95R of {LABELS} labels", "images", images,
                 lambda n: _scores(n, LABELS))  # fmt: skip
