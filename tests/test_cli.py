@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import Cli
 
+from cxrbench import __version__
 from cxrbench.core.record import write_record
 from cxrbench.core.store import Store, write_json
 from cxrbench.runner import devices
@@ -41,7 +42,8 @@ SMALL = """
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "list", "list methods", "run --help", "bench --help", "status"]
+    "words",
+    ["--help", "--version", "list", "list methods", "run --help", "bench --help", "status"],
 )
 def test_the_light_commands_import_nothing_heavy(store: Store, words: str) -> None:
     code = (
@@ -62,6 +64,10 @@ def test_python_m_cxrbench_is_the_command(store: Store) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "aecnn" in json.loads(done.stdout)["methods"]
+
+
+def test_the_version_is_the_package_s(cli: Cli) -> None:
+    assert cli("--version") == (0, f"cxrbench {__version__}\n", "")
 
 
 # --- list

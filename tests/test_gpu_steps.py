@@ -15,6 +15,7 @@ import pytest
 import torch
 from test_methods import METHODS, VIEW, load
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,6 +30,7 @@ from cxrbench.data.resident import check_room
 from cxrbench.methods.optimisers import build_optimiser
 from cxrbench.nn import blur, deconvolution
 from cxrbench.nn.augment import DRAWS, augmented
+from cxrbench.nn.backbones import build_backbone
 from cxrbench.runner import averaging, worker
 from cxrbench.runner.averaging import AveragedWeights, ExponentialAverage
 from cxrbench.runner.callbacks import SAVING, FiniteLoss, KeepBest, SaveState
@@ -334,7 +336,7 @@ def test_a_peak_of_memory_is_the_stage_s_own(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_networks_of_a_loss_are_compiled_whatever_forward_is() -> None:
     compiled = {}
-    for name in ("aecnn", "cyclegan-training", "densenet121", "stern"):
+    for name in ("aecnn", "cyclegan-training", "densenet121", "stern", "stn-align-joint"):
         stage = TRAININGS[name]
         cls = load_target(stage.target)
         params = cls.without_weights(cls.Params.parse(dict(stage.params), where="test"))
@@ -342,11 +344,56 @@ def test_the_networks_of_a_loss_are_compiled_whatever_forward_is() -> None:
             module = cls(params, ("Edema",))
         compiled[name] = compile_networks(module, Recipe(compile=True))
     assert compiled == {
-        "aecnn": ["autoencoder", "classifier"],
+        "aecnn": ["autoencoder", "classifier.net"],
         "cyclegan-training": ["to_healthy", "to_sick", "judge_healthy", "judge_sick"],
         "densenet121": ["net"],
         "stern": ["net", "window"],
+        "stn-align-joint": ["aligner.pose", "aligner.network", "classifier.net"],
     }
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Networks are captured as for a GPU, and run as they are; yields dynamo's counters."""
+    as_compiled = nn.Module.compile
+
+    def eager(net: nn.Module, *, mode: Any, dynamic: bool) -> None:
+        as_compiled(net, backend="eager", dynamic=dynamic)
+
+    monkeypatch.setattr(nn.Module, "compile", eager)
+    torch._dynamo.reset()
+    counters.clear()
+    yield counters
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", sorted(set(TRAININGS) - READS))
+def test_networks_of_a_loss_are_graphs_without_a_break(name: str, captured: Any) -> None:
+    stage = TRAININGS[name]
+    cls = load_target(stage.target)
+    params = cls.without_weights(cls.Params.parse(dict(stage.params), where="test"))
+    small = {"size": 64, "load": 64}
+    params = params.model_copy(update={"recipe": params.recipe.model_copy(update=small)})
+    module = cls(params, ("Edema",))
+    side = cls.image_size(params)[1]
+    batch = {
+        "image": torch.randint(0, 256, (BATCH, 1, side, side), dtype=torch.uint8),
+        "target": torch.ones(BATCH, 1),
+        "known": torch.ones(BATCH, 1, dtype=torch.bool),
+        "row": torch.arange(BATCH),
+        "domains": {"healthy": [0, 2], "sick": [1, 3]},
+    }
+    networks = compile_networks(module, Recipe(compile=True))
+    module.training_step(batch, 0)
+    assert captured["stats"]["unique_graphs"] >= len(networks)
+    assert not captured["graph_break"]
+
+
+@pytest.mark.parametrize("name", ["densenet121", "vgg16"])
+def test_the_baselines_are_one_graph(name: str, captured: Any) -> None:
+    net, _ = build_backbone(name, 2, "none")
+    torch.compile(net, backend="eager", fullgraph=True)(torch.rand(2, 3, 64, 64))
+    assert captured["stats"]["unique_graphs"] == 1
 
 
 def test_graphs_are_refused_gradients_that_are_added_up() -> None:

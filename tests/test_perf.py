@@ -21,6 +21,7 @@ from cxrbench.perf import (
     commands,
     data,
     gpu,
+    gpu_trainer,
     growth,
     report,
     statistics,
@@ -526,7 +527,7 @@ def test_what_a_gpu_is_asked_to_do_runs_on_a_cpu_too(
     )  # fmt: skip
     names = ["ladder/channels_last", "ladder/bf16", "ladder/fused", "ladder/resident", "ladder/compiled", "compile",
              "timm", "loader/resnet10t-32", "resident/resnet10t-32", "loader/resnet10t-48", "resident/resnet10t-48",
-             "memory", "aecnn-encoder", "trainer", "three-stages", "graphs", "checkpoint"]  # fmt: skip
+             "memory", "aecnn-encoder", "trainer", "waits", "three-stages", "graphs", "checkpoint"]  # fmt: skip
     assert list(found) == [f"gpu/{name}" for name in names]
     goals = {
         n: i.goal.bound for n, i in found.items() if isinstance(i, Comparison | Counted) and i.goal
@@ -534,8 +535,13 @@ def test_what_a_gpu_is_asked_to_do_runs_on_a_cpu_too(
     assert goals == {
         "gpu/ladder/bf16": 2, "gpu/compile": 1.3, "gpu/timm": 0.97, "gpu/loader/resnet10t-32": 0.97,
         "gpu/resident/resnet10t-32": 0.97, "gpu/loader/resnet10t-48": 0.97, "gpu/resident/resnet10t-48": 0.97,
-        "gpu/memory": 0.55, "gpu/aecnn-encoder": 20, "gpu/trainer": 0.97, "gpu/three-stages": 1.4, "gpu/graphs": 1.8, "gpu/checkpoint": 1.2,
+        "gpu/memory": 0.55, "gpu/aecnn-encoder": 20, "gpu/trainer": 0.97, "gpu/waits": 0, "gpu/three-stages": 1.4, "gpu/graphs": 1.8, "gpu/checkpoint": 1.2,
     }  # fmt: skip
+
+
+def test_waits_are_told_from_launches() -> None:
+    trace = ["cudaLaunchKernel", "cudaStreamSynchronize", "cudaMemcpyAsync", "aten::conv2d"]
+    assert gpu_trainer.waits_in(trace) == 1
 
 
 def test_a_roofline_s_share_is_of_what_was_measured() -> None:

@@ -1,9 +1,11 @@
 """Floor 5: the command line. No logic, and nothing heavy is imported until a command needs it."""
 
 import sys
+from typing import Annotated
 
 import typer
 
+from cxrbench import __version__
 from cxrbench.cli import bench, board, data, models, perf, robustness, tools
 from cxrbench.core.errors import CxrbenchError
 
@@ -15,6 +17,26 @@ app = typer.Typer(
     rich_markup_mode=None,  # its imports are half the time of `--help`
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cxrbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 for module in (bench, models, robustness, board, tools, perf, data):
     module.register(app)
 

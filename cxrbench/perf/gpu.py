@@ -152,7 +152,7 @@ def comparisons(
         lambda: _loader(folder, second, device, large, max(1, batch // 2), max(1, rows // 8)),
         lambda: _memory(network, device, side, batch),
         lambda: _encoder(device, side, small),
-        lambda: iter([gpu_trainer.comparison(folder, network, device, side, batch, 3 * steps)]),
+        lambda: gpu_trainer.comparisons(folder, network, device, side, batch, 3 * steps),
         lambda: _sharing(network, device, side, small, steps, stages),
         lambda: _graphs(network, device, side, small, steps),
         lambda: _saving(folder, second, device),

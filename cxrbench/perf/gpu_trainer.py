@@ -1,6 +1,10 @@
-"""The suite's trainer against a hand-written loop on a GPU: steps alone, as its start and end are paid once."""
+"""The suite's trainer on a GPU: against a hand-written loop, and how often its steps wait.
+
+Steps alone are looked at, since a training's start and end are paid once.
+"""
 
 import time
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import profile, supported_activities
 
 from cxrbench.core.spec import Execution
 from cxrbench.methods.densenet121 import BackboneClassifier, BackboneParams
@@ -23,6 +28,9 @@ from cxrbench.perf.training import (
 
 FIRST = 5  # steps that are not timed: kernels are chosen in them
 ROUNDS = 5
+# Of the CUDA runtime; values that are read and copies that block come down to them. The profiler synchronises the
+# device itself, once.
+WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
 
 class Timed(BackboneClassifier):
@@ -31,6 +39,7 @@ class Timed(BackboneClassifier):
     name = "perf-timed"
     last: ClassVar[int] = 0  # the number of the last step
     marks: ClassVar[list[float]] = []
+    watch: ClassVar[profile | None] = None
 
     def _mark(self) -> None:
         if torch.cuda.is_available():
@@ -40,16 +49,20 @@ class Timed(BackboneClassifier):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if batch_idx == FIRST:
             self._mark()
+            if self.watch:
+                self.watch.start()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == self.last:
+            if self.watch:
+                self.watch.stop()
             self._mark()
 
 
-def comparison(
+def comparisons(
     folder: Path, network: str, device: str, side: int, batch: int, steps: int
-) -> Counted:
-    """Images a second of the trainer's steps over those of the loop's."""
+) -> Iterator[Counted]:
+    """Images a second of the trainer's steps over those of the loop's; the waits in its steps."""
     recipe = one_epoch(side, batch, "bf16-mixed")
     stage = stage_of(Timed, BackboneParams(backbone=network, pretrained="none", recipe=recipe))
     data, number = drawn_data(recipe, FIRST + steps, pin=device == "cuda"), count()
@@ -79,7 +92,7 @@ def comparison(
         trainer, loop = np.median(taken[:, 1:], axis=1)
         return float(loop / trainer)
 
-    return Counted(
+    yield Counted(
         "gpu/trainer",
         f"{network}, {batch} images of {side} px in bf16: steps of the suite's trainer / of a hand-written loop",
         share,
@@ -87,3 +100,26 @@ def comparison(
         note=f"Images a second, medians of {ROUNDS} rounds of {steps} steps in turns, deterministic kernels. The weights "
         "after them are equal bit for bit. Start, validation and saving are not in it.",
     )
+
+    def waits() -> float:
+        Timed.last, Timed.marks = FIRST + steps - 1, []
+        Timed.watch = profile(activities=supported_activities())  # type: ignore[no-untyped-call]
+        try:
+            trained()
+            events = Timed.watch.events()  # type: ignore[no-untyped-call]
+            return waits_in(event.name for event in events or [])
+        finally:
+            Timed.watch = None
+
+    yield Counted(
+        "gpu/waits",
+        f"{network}: waits for the device in {steps} steps of the suite's trainer",
+        waits,
+        Goal("count", 0),
+        note=f"Calls of {', '.join(WAITS)} in the profiler's trace.",
+    )
+
+
+def waits_in(names: Iterable[str]) -> int:
+    """How many of a trace's events are calls that return when the device has done what it was sent."""
+    return sum(name in WAITS for name in names)

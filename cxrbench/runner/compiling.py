@@ -1,5 +1,6 @@
 """torch.compile for a training, and what CUDA graphs ask of it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,14 +37,22 @@ def compile_networks(module: nn.Module, recipe: Recipe) -> list[str]:
     """Compile each network of a method in place, for one shape a time; returns their names.
 
     Its own `forward` is not what many methods train: AE-CNN's loss calls encoder, decoder and classifier, a CycleGAN's
-    both generators and judges.
+    both generators and judges, and the joint alignment the networks of the aligner within it.
     """
     mode: Any = None if recipe.compile is True else recipe.compile
-    found = [n for n, child in module.named_children() if any(True for _ in child.parameters())]
+    found = list(_networks(module))
     for name in found:
         # Without it a last, smaller batch of validation would make the batch's size a variable.
         module.get_submodule(name).compile(mode=mode, dynamic=False)
     return found
+
+
+def _networks(module: nn.Module, prefix: str = "") -> Iterator[str]:
+    for name, child in module.named_children():
+        if isinstance(child, Module):  # a method within a method, which has networks of its own
+            yield from _networks(child, f"{prefix}{name}.")
+        elif any(True for _ in child.parameters()):
+            yield prefix + name
 
 
 class NewStep(Callback):
