@@ -305,9 +305,11 @@ class SaveState(Callback):
         # Gradients that are still being added up are no part of a state.
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
+        # The epoch's end saves, and stops if asked: of a state between its last batch and its validation Lightning
+        # goes on with the next epoch.
+        if batch_idx + 1 == trainer.num_training_batches:
+            return
         asked = self._agreed(trainer, self._asked)
-        if batch_idx + 1 == trainer.num_training_batches and not asked:
-            return  # the epoch's end saves
         due = bool(self.steps) and (batch_idx + 1) % self.steps == 0
         if not due and self.seconds and batch_idx % 10 == 9:
             due = self._agreed(trainer, self._late())

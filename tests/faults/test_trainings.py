@@ -163,6 +163,31 @@ def test_a_foreign_state_of_slurm_is_not_begun_with(
     assert facts["resumed"] is False and facts["epochs"] == 2
 
 
+def test_whichever_step_is_asked_to_stop_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an epoch's middle, and in its last step, after which its validation is due."""
+    results = {}
+    for asked in ("", "1", "last of the first epoch", "last"):
+        store = Store(tmp_path / (asked or "whole"))
+        plan, registry = planned(store)
+        job, fit = write_job(plan, registry, store), stage_of(plan, "fit")
+        if asked:
+            steps = results["whole"][0]
+            step = {"last of the first epoch": steps // 2 - 1, "last": steps - 1}.get(asked, asked)
+            monkeypatch.setenv("CXRBENCH_TEST_ASKED", str(step))
+            assert worker.main([str(job)]) == 75
+            assert not store.has(fit.key)
+            monkeypatch.delenv("CXRBENCH_TEST_ASKED")
+        assert worker.main([str(job)]) == 0
+        files = [store.artefact(fit.key) / name for name in ("model.safetensors", "log.csv")]
+        facts = store.meta(fit.key)["facts"]
+        assert facts["attempts"] == (2 if asked else 1)
+        results[asked or "whole"] = (facts["steps"], *(file.read_bytes() for file in files))
+    assert results["whole"][2].count(b"\n") == 3  # a line for each epoch
+    assert all(result == results["whole"] for result in results.values())
+
+
 def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In the middle of a step that never ends; two signals within a moment are one."""
     monkeypatch.setattr(callbacks, "TWICE", 0.4)

@@ -19,6 +19,8 @@ Fault = Literal["", "nan", "nan weight", "memory", "host memory", "raise", "kill
 # "4,10": from step 10 on there is memory for 4 images at once. Not a parameter: it changes no digest.
 HOLDS = "CXRBENCH_TEST_HOLDS"
 FULL = "CUDA out of memory. Tried to allocate 9.00 GiB."
+# The step during which the training is asked to stop.
+ASKED = "CXRBENCH_TEST_ASKED"
 # A file with the GiB that others hold of a GPU of 24, of which the training takes 8 from its fourth step on.
 OTHERS = "CXRBENCH_TEST_OTHERS"
 REPORT = (
@@ -66,6 +68,8 @@ class Faulty(Classifier):
             free = 24 - 6.5 - float(Path(os.environ[OTHERS]).read_text())
             if free < 2:
                 raise torch.OutOfMemoryError(REPORT.format(free=free))
+        if os.environ.get(ASKED) == str(self.global_step):
+            os.kill(os.getpid(), signal.SIGTERM)
         here = params.rank in (-1, self.trainer.global_rank)
         if here and params.fault and self.global_step == params.step:
             self.meet(params.fault, found)
