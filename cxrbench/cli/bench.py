@@ -303,6 +303,13 @@ def plan(
     only: Annotated[list[str], typer.Option(help="Only these methods.")] = [],  # noqa: B006
     data: Annotated[list[str], typer.Option("--data", help="NAME=DIR")] = [],  # noqa: B006
     gpus: common.Gpus = None,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Count the operations of the trainings, and no stages.")
+    ] = False,
+    tflops: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="With --cost: TFLOP/s that a GPU sustains, for the hours."),
+    ] = None,
     plugin: common.Plugin = [],  # noqa: B006
     as_json: common.Json = False,
 ) -> None:
@@ -315,9 +322,18 @@ def plan(
 
     registry, store = common.registry_of(plugin), Store.default()
     spec = _spec(spec_file, registry, only, data)
-    precision = auto_precision(choose(gpus=gpus).accelerator)
+    if tflops is not None and not cost:
+        raise UsageError("--tflops needs --cost")
+    execution = choose(gpus=gpus)
+    precision = auto_precision(execution.accelerator)
     made = make_plan(spec, registry, store, precision=precision, progress=common.reporter())
-    _show_plan(made, store, as_json=as_json)
+    if cost:
+        from cxrbench.cli.cost import show_cost
+        from cxrbench.runner.context import Context
+
+        show_cost(made, Context(store, registry, made.roots, execution), tflops, as_json=as_json)
+    else:
+        _show_plan(made, store, as_json=as_json)
     if made.leaks:
         raise typer.Exit(1)
 
