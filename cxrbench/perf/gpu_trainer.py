@@ -72,23 +72,23 @@ def comparisons(
     def trained() -> dict[str, Tensor]:
         return by_trainer(stage, data(), folder / f"trainer-{next(number)}", execution)
 
-    def seconds(side: int) -> float:
-        """Of the steps of one side; its weights must be those of the sides before."""
+    kept: dict[str, dict[str, Tensor]] = {}
+
+    def seconds(which: int) -> float:
+        """Of the steps of the trainer (0) or the loop (1); the weights must be those of all calls before."""
         Timed.last, Timed.marks = FIRST + steps - 1, []
-        weights = trained() if side == 0 else by_hand(stage, data(), execution)
+        weights = trained() if which == 0 else by_hand(stage, data(), execution)
         if differs := same_weights(weights, kept.setdefault("weights", weights)):
             raise ResultsDifferError(differs)
         began, ended = Timed.marks
         return ended - began
 
-    kept: dict[str, dict[str, Tensor]] = {}
-
     def share() -> float:
         order = np.random.default_rng(0)
         taken = np.empty((2, 1 + ROUNDS))  # the first round warms up
         for turn in range(1 + ROUNDS):
-            for side in order.permutation(2):
-                taken[side, turn] = seconds(side)
+            for which in order.permutation(2):
+                taken[which, turn] = seconds(which)
         trainer, loop = np.median(taken[:, 1:], axis=1)
         return float(loop / trainer)
 
