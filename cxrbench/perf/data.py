@@ -141,7 +141,7 @@ def _as_floats(ours: dict[int, Tensor], peer: dict[int, Tensor]) -> str:
 def comparisons(
     folder: Path,
     *,
-    films: int = 8,
+    films: int = 12,
     side: int = 1024,
     size: int = 224,
     rows: int = 2048,

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cxrbench.runner.status import read_status
 Call = Callable[[], Any]
 LABELS = 14
 IMAGES = 8000
+REPLICATES = 20
 
 
 def comparisons(folder: Path, *, scale: int = 1) -> Iterator[Item]:
@@ -40,42 +42,45 @@ def comparisons(folder: Path, *, scale: int = 1) -> Iterator[Item]:
                 lambda n: _scores(n, LABELS))  # fmt: skip
     yield Curve("growth/scores-labels", f"AUC, AP and P@95R of {some:,} images", "labels", labels,
                 lambda k: _scores(some, k))  # fmt: skip
-    yield Curve("growth/bootstrap-images", f"100 patient-clustered replicates of {LABELS} labels", "images", images,
+    yield Curve("growth/bootstrap-images", f"{REPLICATES} patient-clustered replicates of {LABELS} labels", "images", images,
                 lambda n: _bootstrap(n, LABELS))  # fmt: skip
     yield Curve("growth/delong-images", f"clustered DeLong of {LABELS} labels, patients of about 9 films", "images",
                 images, lambda n: _delong(n, LABELS))  # fmt: skip
     yield Curve("growth/delong-labels", f"clustered DeLong of {some:,} images", "labels", labels,
                 lambda k: _delong(some, k))  # fmt: skip
-    yield Curve("growth/split-images", "cutting five stratified folds", "images", images,
+    yield Curve("growth/split-images", "cutting five stratified folds", "images", sizes(1000, 4000, 8000, 32_000),
                 lambda n: _folds(n, 5))  # fmt: skip
     yield Curve("growth/split-folds", f"cutting stratified folds of {some:,} images", "folds", (4, 8, 16, 32),
                 lambda folds: _folds(some, folds))  # fmt: skip
-    yield Curve("growth/cache-images", "writing a cache of 64 px, decoding left out", "images", sizes(1000, 2000, 4000, 8000),
+    yield Curve("growth/cache-images", "writing a cache of 64 px, decoding left out", "images", sizes(500, 1000, 2000, 4000),
                 lambda n: _cache(folder, n))  # fmt: skip
-    yield Curve("growth/plan-runs", "planning runs that are not remembered", "runs", sizes(125, 250, 500, 1000),
+    yield Curve("growth/plan-runs", "planning runs that are not remembered", "runs", sizes(50, 100, 200, 400),
                 lambda runs: _plan(folder, runs))  # fmt: skip
     yield Curve("growth/status-records", "status of records with three artefacts each", "records",
-                sizes(250, 500, 1000, 2000), lambda records: _status(folder, records))  # fmt: skip
+                sizes(125, 250, 500, 1000), lambda records: _status(folder, records))  # fmt: skip
+
+
+_drawn = lru_cache(8)(draw_cohort)  # several curves look at the same
 
 
 def _scores(images: int, labels: int) -> Call:
-    cohort = draw_cohort(images, labels)
+    cohort = _drawn(images, labels)
     return lambda: sorted_once(cohort)
 
 
 def _bootstrap(images: int, labels: int) -> Call:
-    cohort = draw_cohort(images, labels)
-    return lambda: replicates(cohort, 100)
+    cohort = _drawn(images, labels)
+    return lambda: replicates(cohort, REPLICATES)
 
 
 def _delong(images: int, labels: int) -> Call:
-    cohort = draw_cohort(images, labels)
+    cohort = _drawn(images, labels)
     known = np.ones(cohort.target.shape, bool)
     return lambda: clustered_delong(cohort.target, cohort.score[..., None], known, cohort.patient)
 
 
 def _folds(images: int, folds: int) -> Call:
-    cohort = draw_cohort(images, LABELS)
+    cohort = _drawn(images, LABELS)
     names = [f"finding {number}" for number in range(LABELS)]
     facts = {
         "image_id": [str(row) for row in range(images)],
