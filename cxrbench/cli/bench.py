@@ -1,4 +1,4 @@
-"""run, bench, plan and status."""
+"""run, bench and status; plan.py beside it has plan."""
 
 import json
 from pathlib import Path
@@ -6,23 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from cxrbench.cli import cluster, common, progress
+from cxrbench.cli import cluster, common, plan, progress
 from cxrbench.cli.common import say
 from cxrbench.core.errors import UsageError
 from cxrbench.core.registry import Registry, normalise
 from cxrbench.core.store import Store
 
 if TYPE_CHECKING:
-    from cxrbench.core.spec import BenchSpec, Execution
+    from cxrbench.core.spec import Execution
     from cxrbench.runner.bench import Mode, Result
-    from cxrbench.runner.plan import Plan
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command()(run)
     app.command()(bench)
-    app.command()(plan)
+    app.command()(plan.plan)
     app.command()(status)
 
 
@@ -195,37 +194,13 @@ def bench(
     Every method on every fold, then the leaderboard. The same command goes on where it was stopped.
     """
     registry = common.registry_of(plugin)
-    spec = _spec(spec_file, registry, only, data)
+    spec = plan.read_spec_file(spec_file, registry, only, data)
     place = cluster.Place(engine, partition, account, time, mem, cpus, ray_address)
     hardware = cluster.Hardware(gpus=gpus, devices=devices, accelerator=accelerator, workers=workers,
                                 slots=slots, per_gpu=per_gpu)  # fmt: skip
     where = cluster.settle(place, spec, hardware, wandb, rank_seconds=rank_seconds, halve_on_oom=halve_on_oom,
                            deterministic=deterministic, resident=resident, wait_for_gpu_mem=wait_for_gpu_mem)  # fmt: skip
     _run_spec(where, registry, mode, dry_run=dry_run, as_json=as_json)
-
-
-def _spec(path: Path, registry: Registry, only: list[str], data: list[str]) -> "BenchSpec":
-    from cxrbench.runner.bench import narrow, read_spec
-
-    spec = narrow(read_spec(path), registry, only)
-    folders = {}
-    every: list[Any] = [*spec.datasets, *spec.test_on, *spec.externals]
-    for word in data:
-        name, sign, folder = word.partition("=")
-        if not sign or normalise(name) not in {normalise(e.name) for e in every}:
-            raise UsageError(f"--data {word}: expected NAME=DIR with a data set of {path}")
-        folders[normalise(name)] = Path(folder)
-
-    def placed(entry: Any) -> Any:
-        return entry.model_copy(update={"path": folders.get(normalise(entry.name), entry.path)})
-
-    return spec.model_copy(
-        update={
-            "datasets": [placed(entry) for entry in spec.datasets],
-            "test_on": [placed(entry) for entry in spec.test_on],
-            "externals": [placed(entry) for entry in spec.externals],
-        }
-    )
 
 
 def _run_spec(
@@ -245,7 +220,7 @@ def _run_spec(
     accelerator, reporter = execution.accelerator, common.reporter()
     made = plan_bench(spec, registry, store, accelerator, reporter, precision=where.precision)
     if dry_run:
-        _show_plan(made, store, as_json=as_json)
+        plan.show_plan(made, store, as_json=as_json)
         return
     missing = made.graph if mode == "force" else made.missing(store)
     fits = sum(stage.kind == "fit" for stage in missing.values())
@@ -296,100 +271,6 @@ def _report(result: "Result", store: Store, execution: "Execution", *, as_json: 
         say(text)
     alone = sum(planned.tested_on is None for planned in result.plan.runs) == 1
     common.end_unfinished(result.outcome, sweep="" if alone else text)
-
-
-def plan(
-    spec_file: Annotated[Path, typer.Argument(metavar="SPEC.yaml")],
-    only: Annotated[list[str], typer.Option(help="Only these methods.")] = [],  # noqa: B006
-    data: Annotated[list[str], typer.Option("--data", help="NAME=DIR")] = [],  # noqa: B006
-    gpus: common.Gpus = None,
-    cost: Annotated[
-        bool, typer.Option("--cost", help="Count the operations of the trainings, and no stages.")
-    ] = False,
-    tflops: Annotated[
-        float | None,
-        typer.Option(min=0.001, help="With --cost: TFLOP/s that a GPU sustains, for the hours."),
-    ] = None,
-    plugin: common.Plugin = [],  # noqa: B006
-    as_json: common.Json = False,
-) -> None:
-    """Show the runs and stages of a benchmark.
-
-    Exit code 1 when a run would leak.
-    """
-    from cxrbench.runner.devices import auto_precision, choose
-    from cxrbench.runner.plan import make_plan
-
-    registry, store = common.registry_of(plugin), Store.default()
-    spec = _spec(spec_file, registry, only, data)
-    if tflops is not None and not cost:
-        raise UsageError("--tflops needs --cost")
-    execution = choose(gpus=gpus)
-    precision = auto_precision(execution.accelerator)
-    made = make_plan(spec, registry, store, precision=precision, progress=common.reporter())
-    if cost:
-        from cxrbench.cli.cost import show_cost
-        from cxrbench.runner.context import Context
-
-        show_cost(made, Context(store, registry, made.roots, execution), tflops, as_json=as_json)
-    else:
-        _show_plan(made, store, as_json=as_json)
-    if made.leaks:
-        raise typer.Exit(1)
-
-
-def _demand(made: "Plan") -> Any:
-    """A table of the trainings: in the plan, and by runs one by one."""
-    from rich.table import Table
-
-    table = Table(title="trainings")
-    for name in ("training", "data set", "here", "one by one"):
-        table.add_column(name, overflow="fold")
-    for each in made.trainings():
-        table.add_row(each.training, each.dataset, str(each.shared), str(each.alone))
-    return table
-
-
-def _show_plan(made: "Plan", store: Store, *, as_json: bool) -> None:
-    users: dict[str, int] = {}
-    for each in made.runs:
-        for digest in made.stages_of(each):
-            users[digest] = users.get(digest, 0) + 1
-    rows: list[dict[str, Any]] = [
-        {
-            "stage": stage.key,
-            "kind": stage.kind,
-            "dataset": stage.data.dataset,
-            "fold": stage.data.fold,
-            "runs": users[digest],
-            "state": "done" if store.has(stage.key) else "missing",
-        }
-        for digest, stage in made.graph.items()
-    ]
-    fits, alone = made.demand()
-    if as_json:
-        runs = [r.model_dump(mode="json") for r in made.runs]
-        value = {"runs": runs, "stages": rows, "trainings": fits, "trainings_unshared": alone,
-                 "demand": [vars(each) for each in made.trainings()], "leaks": made.leaks}  # fmt: skip
-        print(json.dumps(value, indent=1, ensure_ascii=False))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{made.name}: {len(made.runs)} runs, {len(rows)} stages")
-    for name in ("stage", "data set", "fold", "serves runs", "state"):
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        shared = str(row["runs"]) + (" (shared)" if row["runs"] > 1 else "")
-        table.add_row(row["stage"], row["dataset"], str(row["fold"]), shared, row["state"])
-    console = Console()
-    console.print(table)
-    if fits < alone:
-        console.print(_demand(made))
-    share = f": {fits / alone:.3f} of them" if alone else ""
-    console.print(f"trainings: {fits} (one by one it would be {alone}{share})", highlight=False)
-    for leak in made.leaks:
-        console.print(f"LEAK {leak}", style="bold red", markup=False)
 
 
 def _show_jobs(found: dict[str, Any]) -> None:

@@ -34,9 +34,7 @@ def comparisons(folder: Path, *, records: int = 1000) -> Iterator[Item]:
     timed.append((["status"], f"cxrbench status of {records:,} records", 1.0))
     for words, what, most in timed:
         command = [sys.executable, "-m", "cxrbench", *words]
-        _call(
-            command, environment
-        )()  # keeps its modules' bytecode, where it does not lie there yet
+        _call(command, environment)()  # where bytecode is missing, it is made
         yield Comparison(
             f"command/{'-'.join(words).replace('--', '')}",
             f"{what} / python -c pass",

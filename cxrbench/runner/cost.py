@@ -41,6 +41,7 @@ class Cost:
     step: float | None  # operations of a training step, for each image
     weights: int  # bytes
     flops: float | None  # of all trainings of this kind, validation in it
+    stages: tuple[str, ...]  # their keys
 
 
 class _Drawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -111,18 +112,20 @@ def training_costs(graph: Graph, images: Images) -> list[Cost]:
         if step is not None:
             total = step * epochs * sum(train + val * FORWARD for train, val in parts)
         trained = round(sum(train for train, _ in parts) / len(parts))
-        found.append(Cost(name, dataset, len(stages), epochs, side, trained, step, weights, total))
+        keys = tuple(stage.key for stage in stages)
+        found.append(
+            Cost(name, dataset, len(stages), epochs, side, trained, step, weights, total, keys)
+        )
     return sorted(found, key=lambda cost: -(cost.flops or 0.0))
 
 
 def longest_chain(graph: Graph, found: list[Cost]) -> float:
     """Operations of the longest chain of trainings that must follow one another, which no number of GPUs shortens."""
-    own = {(c.training, c.dataset): (c.flops or 0.0) / c.count for c in found}
+    own = {key: (cost.flops or 0.0) / cost.count for cost in found for key in cost.stages}
     longest: dict[str, float] = {}
     for digest, stage in graph.items():  # parents first
         before = max((longest[parent.digest] for parent in stage.parents()), default=0.0)
-        mine = own.get((stage.name, stage.data.dataset), 0.0) if stage.kind == "fit" else 0.0
-        longest[digest] = before + mine
+        longest[digest] = before + own.get(stage.key, 0.0)
     return max(longest.values(), default=0.0)
 
 
