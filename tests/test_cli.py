@@ -308,6 +308,9 @@ def test_a_leaking_plan_is_1_and_is_never_run(cli: Cli, tmp_path: Path, store: S
     code, out, _ = cli("plan", path, "--json", *plugin)
     assert code == 1
     assert len(json.loads(out)["leaks"]) == 1
+    code, _, err = cli("plan", path, "--cost", *plugin)
+    assert code == 1
+    assert f"LEAK small-leak fold 0: fit small-leak: {says}" in err
     for words in (["bench", path, "--gpus", 0], ["bench", path, "--gpus", 0, "--dry-run"]):
         code, _, err = cli(*words, *plugin)
         assert code == 78

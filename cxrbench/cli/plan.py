@@ -78,6 +78,8 @@ def plan(
         from cxrbench.runner.context import Context
 
         show_cost(made, Context(store, registry, made.roots, execution), tflops, as_json=as_json)
+        for leak in made.leaks:
+            common.say(f"LEAK {leak}")
     else:
         show_plan(made, store, as_json=as_json)
     if made.leaks:
