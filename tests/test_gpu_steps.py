@@ -319,6 +319,7 @@ def test_every_training_heeds_its_memory_format(
     with pytest.raises(InterruptedRunError, match="far enough"):
         train(stage, data, {}, tmp_path, Execution(), tmp_path)  # type: ignore[arg-type]
     kernels = [p for p in seen[0].parameters() if p.ndim == 4]
+    assert kernels
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
 
 
