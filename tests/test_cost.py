@@ -2,14 +2,16 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import Cli
 from test_gpu_steps import READS, TRAININGS
 from test_methods import VIEW, load
 
 from cxrbench.core.stage import DataView, Stage
-from cxrbench.runner.cost import hours, longest_chain, step_flops, training_costs
+from cxrbench.runner.cost import hours, images_of, longest_chain, step_flops, training_costs
 
 
 def baseline(name: str, fold: int = 0) -> Stage:
@@ -48,6 +50,17 @@ def test_costs_are_steps_times_images_and_epochs() -> None:
     assert (cost.training, cost.count, cost.epochs, cost.images) == ("densenet121", 2, 3, 110)
     assert cost.flops == pytest.approx(cost.step * 3 * (100 + 10 + 120 + 20))
     assert longest_chain(graph, [cost]) == pytest.approx(cost.flops / 2)
+
+
+def test_fewer_training_images_are_counted_beside_all_of_them() -> None:
+    parts = np.array(["train"] * 6 + ["val"] * 2, object)
+    opened = SimpleNamespace(
+        index=SimpleNamespace(image_ids=np.arange(8).astype(str)),
+        split=SimpleNamespace(parts=lambda index, fold: parts),
+    )
+    count = images_of(SimpleNamespace(open=lambda view: opened))  # type: ignore[arg-type]
+    for fewer, expected in ((None, 6), (4, 4), (None, 6)):
+        assert count(replace(VIEW, train_images=fewer)) == (expected, 2)
 
 
 def test_a_chain_is_as_long_as_its_trainings_together() -> None:

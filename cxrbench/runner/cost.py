@@ -78,11 +78,11 @@ def step_flops(stage: Stage) -> tuple[float | None, int, int]:
 
 def images_of(context: Context) -> Images:
     """Counts the images of a view's fold by opening its data set, each once."""
-    known: dict[tuple[str, int], tuple[int, int]] = {}
+    known: dict[tuple[str, int, int | None], tuple[int, int]] = {}
 
     def count(view: DataView) -> tuple[int, int]:
-        key = view.split_digest, view.fold
-        if key not in known or view.train_images is not None:
+        key = view.split_digest, view.fold, view.train_images
+        if key not in known:
             opened = context.open(view)
             parts = opened.split.parts(opened.index, view.fold)
             if view.train_images is not None:
